@@ -1,0 +1,309 @@
+"""Run a pipeline inside a model: wrap a few instance methods, undo it without trace."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenops.errors import TokenOpsError
+from tokenops.integrations.cache import kept_layer
+from tokenops.integrations.families import Family, Parts, find_parts
+from tokenops.integrations.layouts import Unit
+from tokenops.integrations.probe import Sink, cls_rows, probe_cls
+from tokenops.integrations.sequence import Shortening, new_validity, run_gated, run_short
+from tokenops.integrations.trace import Trace
+from tokenops.integrations.visual import Decision, decide, place, traces
+from tokenops.integrations.wrap import wrap
+from tokenops.pipeline import Pipeline
+from tokenops.signals import SIGNALS
+from tokenops.stages import Prune
+from tokenops.tokenmap import Selection
+
+_STATE = "_tokenops"
+_UNIT = "_tokenops_unit"
+_AVAILABLE = {"mask", "grid", "cls_attention"}
+
+
+class Call:
+    """What one forward of the base model has shown so far."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self.input_ids: Tensor | None = arguments.get("input_ids")
+        self.text_embeds: Tensor | None = arguments.get("inputs_embeds")
+        self.units: dict[str, list[Unit]] = {}
+
+
+class State:
+    """The pipeline at work in one model; lives on the model, so a deep copy has its own."""
+
+    def __init__(self, parts: Parts, pipeline: Pipeline) -> None:
+        self.family, self.pipeline = parts.family, pipeline
+        self.sink: Sink | None = None
+        self.call: Call | None = None
+        self.decision: Decision | None = None
+
+    # -- features: remember what each tensor of visual features is --------------------------------------
+
+    def features(self, base: Any, original: Callable[..., Any], arguments: dict[str, Any], kind: str) -> Any:
+        """Around ``get_image_features``: note the layout of every unit on its feature tensor."""
+        result = original(**arguments)
+        features = getattr(result, "pooler_output", None)
+        if features is not None:
+            self._note(base, arguments, list(features), kind)
+        return result
+
+    @torch.compiler.disable
+    def _note(self, base: Any, arguments: dict[str, Any], features: Sequence[Tensor], kind: str) -> None:
+        units = self.family.layout(base, arguments, features, kind)
+        if self.sink is not None and kind == "image":
+            per_crop = self.sink.rows.shape[1] - 1 if self.sink.rows is not None else 1
+            crops = [(int(u.patch.max()) // per_crop) + 1 for u in units]
+            for unit, rows in zip(units, cls_rows(self.sink, crops), strict=True):
+                unit.cls_attention = rows[unit.patch[unit.patch >= 0].to(rows.device)]
+            self.sink.rows = None
+        for unit, feature in zip(units, features, strict=True):
+            setattr(feature, _UNIT, unit)
+        if self.call is not None:
+            self.call.units[kind] = units
+
+    # -- the base model: text and images meet -----------------------------------------------------------
+
+    def base(self, base: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Around the base model's forward: keep the ids of this call at hand for the language model."""
+        self.call = Call(arguments)
+        try:
+            self._recall(arguments.get("mm_encoder_outputs") or {})
+            return original(**arguments)
+        finally:
+            self.call = None
+
+    @torch.compiler.disable
+    def _recall(self, encoded: Mapping[str, Any]) -> None:
+        assert self.call is not None
+        for kind, output in encoded.items():
+            features = list(getattr(output, "pooler_output", None) or ())
+            if features:
+                self.call.units[kind] = [self._unit_of(f, kind) for f in features]
+
+    @staticmethod
+    def _unit_of(feature: Tensor, kind: str) -> Unit:
+        unit = getattr(feature, _UNIT, None)
+        if unit is None or unit.size != feature.shape[0]:
+            raise TokenOpsError(
+                "attach",
+                f"{kind} features computed by the attached model, whole (no prefill_chunk_size)",
+                f"unknown features of shape {tuple(feature.shape)}",
+            )
+        return unit
+
+    # -- the language model: shorten, run, lift ---------------------------------------------------------
+
+    def language(self, module: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Around the language model's forward."""
+        if arguments.get("inputs_embeds") is None:
+            if kept_layer(arguments.get("past_key_values")) is None:
+                return original(**arguments)
+            arguments["inputs_embeds"] = module.get_input_embeddings()(arguments.pop("input_ids"))
+        decision = self._decide(module, arguments)
+        implementation = module.config._attn_implementation
+        stage = self.pipeline.stages.get("after_projector")
+        if decision is not None and decision.chosen.gate is not None:
+            assert isinstance(stage, Prune) and decision.over_sequence.gate is not None
+            return run_gated(original, arguments, decision.over_sequence.gate, stage.gate, implementation)
+        short = None
+        if decision is not None and decision.dropped:
+            short = Shortening(decision.over_sequence, decision.ragged)
+        elif kept_layer(arguments.get("past_key_values")) is None:
+            return original(**arguments)
+        use_cache = arguments.get("use_cache")
+        use_cache = module.config.use_cache if use_cache is None else use_cache
+        return run_short(original, arguments, short, self.family.token_axes, implementation, bool(use_cache))
+
+    @torch.compiler.disable
+    def _decide(self, module: Any, arguments: Mapping[str, Any]) -> Decision | None:
+        call, stage = self.call, self.pipeline.stages.get("after_projector")
+        if call is None or not call.units or stage is None:
+            return None
+        assert isinstance(stage, Prune)
+        units, call.units = call.units, {}
+        self.decision = None
+        if self.pipeline.training != module.training:
+            self.pipeline.train(module.training)
+        placed = place(units, {kind: self._placeholders(module, call, kind) for kind in units})
+        if not placed:
+            return None
+        self.decision = decide(stage, arguments["inputs_embeds"], placed, new_validity(arguments))
+        return self.decision
+
+    def _placeholders(self, module: Any, call: Call, kind: str) -> Tensor:
+        token = self.token_ids[kind]
+        if call.input_ids is not None:
+            return call.input_ids == token
+        assert call.text_embeds is not None
+        table = module.get_input_embeddings()
+        embedded = table(torch.tensor(token, device=call.text_embeds.device))
+        return (call.text_embeds == embedded.to(call.text_embeds.dtype)).all(-1)
+
+    token_ids: Mapping[str, int] = {}
+
+
+class Handle:
+    """A pipeline attached to a model. A context manager; :meth:`remove` ends it."""
+
+    def __init__(self, parts: Parts, state: State, undo: list[Callable[[], None]]) -> None:
+        self.model, self._base, self._state, self._undo = parts.model, parts.base, state, undo
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline at work."""
+        return self._state.pipeline
+
+    @property
+    def trace(self) -> tuple[Trace, ...]:
+        """What was kept in the last call that had visual tokens, one entry per image or video."""
+        decision = self._state.decision
+        return () if decision is None else traces("after_projector", decision)
+
+    @property
+    def selection(self) -> tuple[Selection, Tensor] | None:
+        """The last decision per image as (Selection, mask of real tokens), with its gate in training."""
+        decision = self._state.decision
+        return None if decision is None else (decision.chosen, decision.mask)
+
+    def remove(self) -> None:
+        """Restore the model. A second call does nothing.
+
+        Raises:
+            TokenOpsError: something else wrapped the model after us; nothing is removed then.
+        """
+        while self._undo:
+            self._undo[-1]()
+            self._undo.pop()
+        self._base.__dict__.pop(_STATE, None)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        how = "attached" if self._undo else "removed"
+        return f"Handle({type(self.model).__name__}, {self.pipeline!r}, {how})"
+
+
+def attach(model: nn.Module, pipeline: Pipeline, *, family: Family | None = None) -> Handle:
+    """Run ``pipeline`` inside ``model`` until the handle is removed.
+
+    ``generate``, forward, loss, caches and checkpoints keep working; ``keep=1.0`` is bit-identical. Hidden
+    states and logits come back at the original length: a dropped position carries the state of the last kept
+    token before it.
+
+    Args:
+        model: a transformers model of a known family (LLaVA-1.5, LLaVA-NeXT, Qwen2.5-VL), also inside PEFT or
+            ``torch.compile``.
+        pipeline: what happens where.
+        family: how to find the parts of a model this library does not know.
+
+    Raises:
+        TokenOpsError: unknown family, attached already, a signal the model cannot give, a component on another
+            device or of another width; the model is untouched then.
+
+    >>> with attach(model, visionselector(scorer, keep=0.2)) as handle:  # doctest: +SKIP
+    ...     model.generate(**inputs)
+    """
+    if not isinstance(pipeline, Pipeline):
+        raise TokenOpsError("attach", "a Pipeline", type(pipeline).__name__)
+    parts = find_parts(model, family)
+    if _STATE in parts.base.__dict__:
+        raise TokenOpsError(
+            "attach", "a model without a pipeline (join pipelines with |)", "one attached already"
+        )
+    wanted = _check_stages(parts, pipeline)
+    state = State(parts, pipeline)
+    state.token_ids = {k: getattr(parts.base.config, name) for k, name in parts.family.tokens.items()}
+    undo: list[Callable[[], None]] = []
+    with _all_or_nothing(undo):
+        if "cls_attention" in wanted:
+            state.sink, take_out = probe_cls(parts)
+            undo.append(take_out)
+        parts.base.__dict__[_STATE] = state
+        undo.append(lambda: parts.base.__dict__.pop(_STATE, None))
+        parts.language_model.__dict__[_STATE] = state
+        undo.append(lambda: parts.language_model.__dict__.pop(_STATE, None))
+        for method, kind in parts.family.features.items():
+            undo.append(wrap(parts.base, method, _features(kind)))
+        undo.append(wrap(parts.base, "forward", _base))
+        undo.append(wrap(parts.language_model, "forward", _language))
+    return Handle(parts, state, undo)
+
+
+@contextlib.contextmanager
+def _all_or_nothing(undo: list[Callable[[], None]]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        while undo:
+            undo.pop()()
+        raise
+
+
+# The wrappers find the state on the module they run on, so that a deep copy uses its own.
+
+
+def _features(kind: str) -> Callable[..., Any]:
+    def around(base: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        return base.__dict__[_STATE].features(base, original, arguments, kind)
+
+    return around
+
+
+def _base(base: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    return base.__dict__[_STATE].base(base, original, arguments)
+
+
+def _language(module: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    return module.__dict__[_STATE].language(module, original, arguments)
+
+
+def _check_stages(parts: Parts, pipeline: Pipeline) -> set[str]:
+    """Signals the pipeline needs, after a trial of every stage on empty features of this model."""
+    table = parts.language_model.get_input_embeddings().weight
+    wanted: set[str] = set()
+    for name, stage in pipeline.stages.items():
+        if not isinstance(stage, Prune):
+            raise TokenOpsError("attach", f"a Prune stage at {name}", type(stage).__name__)
+        required = {s for s, must in stage.needs().items() if must}
+        if missing := required - _AVAILABLE:
+            what = ", ".join(f"{s} ({SIGNALS.get(s, 'unknown')})" for s in sorted(missing))
+            raise TokenOpsError("attach", f"signals among {', '.join(sorted(_AVAILABLE))}", what)
+        wanted |= required
+        for parameter in stage.parameters():
+            if parameter.device != table.device:
+                raise TokenOpsError("attach", f"{name} on {table.device}", parameter.device)
+        _try_stage(name, stage, table)
+    return wanted
+
+
+def _try_stage(name: str, stage: Prune, table: Tensor) -> None:
+    from tokenops.signals import supply
+
+    x = table.new_zeros(1, 4, table.shape[1])
+    grid = torch.cartesian_prod(*(torch.arange(n, device=x.device) for n in (1, 2, 2)))[None]
+    mask = torch.ones(1, 4, dtype=torch.bool, device=x.device)
+    signals = {"mask": mask, "grid": grid, "cls_attention": x.new_full((1, 4), 0.25, dtype=torch.float32)}
+    modes = [(m, m.training) for m in stage.modules()]
+    devices = [x.device] if x.is_cuda else []
+    try:
+        stage.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            chosen = stage.selector(x, **supply(stage.selector, signals))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not isinstance(chosen, Selection):
+        raise TokenOpsError("attach", f"a Selection from the selector at {name}", type(chosen).__name__)

@@ -1,0 +1,152 @@
+"""A cache whose layers report tokens *seen* and store tokens *kept*.
+
+``generate`` slices prompts, and models number positions, by the cache's length; both count original tokens.
+Masks on the other hand need to know what is stored. A :class:`KeptLayer` answers each question with its own
+number, so decoding, default positions and a second turn come out right on a shortened cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from tokenops.errors import TokenOpsError
+
+
+class KeptLayer(DynamicLayer):
+    """A :class:`DynamicLayer` that knows which original token each of its entries is.
+
+    Attributes:
+        source: (b stored) long, original index of every entry; -1 for filler of ragged rows.
+        dropped: tokens seen and not stored, the same in every row.
+    """
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        super().__init__()
+        self.__dict__.update(layer.__dict__)
+        self.source: Tensor | None = None
+        self.dropped = 0
+        self.ragged = False
+        self.attached = False
+
+    def get_seq_length(self) -> int:
+        """Tokens seen."""
+        return super().get_seq_length() + self.dropped
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(entries after this call, index of the first one) for the causal mask."""
+        return super().get_seq_length() + query_length, self.dropped
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append; a ragged cache refuses to go on without the mask an attached pipeline supplies."""
+        if self.ragged and not self.attached:
+            raise TokenOpsError(
+                "cache", "the pipeline that shortened it attached (rows hold filler)", "a detached model"
+            )
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens, all of which must still be stored."""
+        if not self.is_initialized or tokens_to_remove == 0 or self.source is None:
+            return
+        seen = self.get_seq_length()
+        if tokens_to_remove > 0:  # a length, the older meaning
+            if tokens_to_remove >= seen:
+                return
+            tokens_to_remove -= seen
+        tail = self.source[:, tokens_to_remove:]
+        expected = torch.arange(seen + tokens_to_remove, seen, device=tail.device)
+        if tail.shape[1] != -tokens_to_remove or not bool((tail == expected).all()):
+            raise TokenOpsError(
+                "cache.crop", "to remove tokens that are all stored", f"{-tokens_to_remove} of {seen}"
+            )
+        super().crop(tokens_to_remove)
+        self.source = self.source[:, :tokens_to_remove]
+
+    def reset(self) -> None:
+        """Empty."""
+        super().reset()
+        self.source, self.dropped, self.ragged = None, 0, False
+
+    def _rows(self, index: Tensor) -> None:
+        if self.source is not None:
+            self.source = self.source.index_select(0, index.to(self.source.device))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder rows for beam search."""
+        super().reorder_cache(beam_idx)
+        self._rows(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        super().batch_repeat_interleave(repeats)
+        if self.source is not None:
+            self.source = self.source.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        super().batch_select_indices(indices)
+        if self.source is not None:
+            self.source = self.source[indices]
+
+
+def kept_layer(cache: Any) -> KeptLayer | None:
+    """The first shortened layer of a cache, or None."""
+    layers = getattr(cache, "layers", None)
+    return layers[0] if layers and isinstance(layers[0], KeptLayer) else None
+
+
+def check_can_shorten(cache: Any) -> None:
+    """Refuse caches that would be silently wrong once tokens are dropped.
+
+    Raises:
+        TokenOpsError: anything but a DynamicCache of plain layers.
+    """
+    if cache is None:
+        return
+    expected = "a DynamicCache (not static, sliding, quantized or paged)"
+    if not isinstance(cache, Cache) or not isinstance(cache, DynamicCache):
+        raise TokenOpsError("attach", expected, type(cache).__name__)
+    for layer in cache.layers:
+        if type(layer) not in (DynamicLayer, KeptLayer):
+            raise TokenOpsError("attach", expected, type(layer).__name__)
+
+
+def stored_source(cache: Any, batch: int, device: torch.device) -> Tensor:
+    """(b stored) original index of every stored token; -1 for filler."""
+    kept = kept_layer(cache)
+    if kept is not None and kept.source is not None:
+        return kept.source
+    seen = cache.get_seq_length() if cache is not None else 0
+    return torch.arange(seen, device=device).expand(batch, seen)
+
+
+def remember(cache: Any, before: Tensor, new: Tensor, dropped: int, ragged: bool) -> None:
+    """Record in every layer what one forward stored: ``new`` sources behind ``before``, ``dropped`` tokens less."""
+    source = torch.cat([before, new], dim=1)
+    for i, layer in enumerate(cache.layers):
+        if not isinstance(layer, KeptLayer):
+            layer = cache.layers[i] = KeptLayer(layer)
+        layer.source = source
+        layer.dropped += dropped
+        layer.ragged = layer.ragged or ragged
+
+
+class attached_cache:
+    """While inside, shortened layers accept new entries."""
+
+    def __init__(self, cache: Any) -> None:
+        self.layers = [x for x in getattr(cache, "layers", ()) if isinstance(x, KeptLayer)]
+
+    def __enter__(self) -> None:
+        for layer in self.layers:
+            layer.attached = True
+
+    def __exit__(self, *_: object) -> None:
+        for layer in self.layers:
+            layer.attached = False

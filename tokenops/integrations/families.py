@@ -1,0 +1,140 @@
+"""Model families as data: where the parts are and what runs along the token axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+from torch import nn
+
+from tokenops.errors import TokenOpsError
+from tokenops.integrations.layouts import Layout, anyres, grid_thw, square
+
+_TOKEN_AXES = {"position_ids": -1, "token_type_ids": 1, "mm_token_type_ids": 1, "visual_pos_masks": 1}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        name: ``config.model_type``.
+        layout: where visual tokens lie, see :mod:`tokenops.integrations.layouts`.
+        features: method of the base model that returns visual features -> kind of unit.
+        tokens: kind of unit -> attribute of the config with its placeholder id.
+        base: dotted path from the model to the part that merges text and images.
+        language_model, vision_tower: dotted paths from the base.
+        layers: dotted path from the language model to its decoder layers.
+        cls_attention: dotted paths from the vision tower to its list of blocks, by ``model_type`` of the
+            vision config; towers without a CLS token are absent.
+        token_axes: keyword arguments of the language model that run along tokens -> that axis.
+    """
+
+    name: str
+    layout: Layout
+    features: Mapping[str, str]
+    tokens: Mapping[str, str]
+    base: str = "model"
+    language_model: str = "language_model"
+    vision_tower: str = "vision_tower"
+    layers: str = "layers"
+    cls_attention: Mapping[str, str] = field(default_factory=dict)
+    token_axes: Mapping[str, int] = field(default_factory=lambda: dict(_TOKEN_AXES))
+
+
+_CLIP = {"clip_vision_model": "encoder.layers"}
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            "llava",
+            layout=square,
+            features={"get_image_features": "image"},
+            tokens={"image": "image_token_id"},
+            cls_attention=_CLIP,
+        ),
+        Family(
+            "llava_next",
+            layout=anyres,
+            features={"get_image_features": "image"},
+            tokens={"image": "image_token_id"},
+            cls_attention=_CLIP,
+        ),
+        Family(
+            "qwen2_5_vl",
+            layout=grid_thw,
+            features={"get_image_features": "image", "get_video_features": "video"},
+            tokens={"image": "image_token_id", "video": "video_token_id"},
+            vision_tower="visual",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules of one model that a family's paths lead to."""
+
+    family: Family
+    model: nn.Module
+    base: Any
+    language_model: Any
+    vision_tower: Any
+
+
+def unwrap(model: Any) -> Any:
+    """The model inside ``torch.compile``, PEFT and data-parallel wrappers."""
+    if not isinstance(model, nn.Module):
+        raise TokenOpsError("attach", "a torch model", type(model).__name__)
+    if isinstance(model, nn.DataParallel):
+        raise TokenOpsError("attach", "DistributedDataParallel or a single device", "nn.DataParallel")
+    if hasattr(model, "_orig_mod"):
+        return unwrap(model._orig_mod)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return unwrap(model.module)
+    if hasattr(model, "get_base_model"):
+        return unwrap(model.get_base_model())
+    return model
+
+
+def find_parts(model: Any, family: Family | None = None) -> Parts:
+    """Resolve the paths of ``family`` (by default the one of ``model.config.model_type``) in ``model``.
+
+    Raises:
+        TokenOpsError: unknown family, or a path that leads nowhere.
+    """
+    model = unwrap(model)
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if family is None:
+        family = FAMILIES.get(kind)
+    if family is None:
+        fields = "name, layout, features, tokens, base, language_model, vision_tower, layers"
+        known = ", ".join(sorted(FAMILIES))
+        raise TokenOpsError("attach", f"a known family ({known}) or family=Family({fields})", repr(kind))
+    base = (
+        model
+        if hasattr(model, family.language_model.split(".")[0]) and not _has(model, family.base)
+        else None
+    )
+    try:
+        base = base if base is not None else attrgetter(family.base)(model)
+        language_model = attrgetter(family.language_model)(base)
+        tower = attrgetter(family.vision_tower)(base)
+        attrgetter(family.layers)(language_model)
+        for method in family.features:
+            attrgetter(method)(base)
+        for token in family.tokens.values():
+            attrgetter(token)(base.config)
+    except AttributeError as error:
+        raise TokenOpsError("attach", f"the parts of family {family.name}", error) from error
+    return Parts(family, model, base, language_model, tower)
+
+
+def _has(model: Any, path: str) -> bool:
+    try:
+        return attrgetter(path)(model) is not None
+    except AttributeError:
+        return False

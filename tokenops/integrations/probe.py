@@ -1,0 +1,99 @@
+"""Attention of one query row of one module, without maps and without leaving the fast attention.
+
+The module gets a copied config that names a registered probe. The probe computes the wanted rows from the
+queries and keys it is handed and delegates to the attention the model would have used.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenops.errors import TokenOpsError
+from tokenops.integrations.families import Parts
+
+PROBE = "tokenops_probe"
+
+
+def _probe(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    sink = module.__dict__["_tokenops_sink"]
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    logits = (query[:, :, :1].float() * scale) @ key.float().transpose(-1, -2)
+    sink.rows = logits.softmax(-1)[:, :, 0].mean(1).detach()
+    name = sink.config._attn_implementation
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function = eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+    return function(module, query, key, value, attention_mask, **kwargs)
+
+
+class Sink:
+    """Holds the rows of the last call, (crops, tokens) with heads averaged."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.rows: Tensor | None = None
+
+
+def _register() -> None:
+    """The one global this library sets: our attention and mask functions, known to transformers."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(PROBE, _probe)
+    AttentionMaskInterface.register(PROBE, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+def probe_cls(parts: Parts) -> tuple[Sink, Callable[[], None]]:
+    """Record the CLS row of the vision block whose output the projector reads.
+
+    Returns the sink and the undo. With several feature layers the last one is read.
+
+    Raises:
+        TokenOpsError: the vision tower has no CLS token.
+    """
+    kind = getattr(parts.vision_tower.config, "model_type", type(parts.vision_tower).__name__)
+    path = parts.family.cls_attention.get(kind)
+    if path is None:
+        raise TokenOpsError(
+            "attach",
+            "signal cls_attention: a vision tower with a CLS token",
+            f"{parts.family.name} with {kind}",
+        )
+    layer = getattr(parts.base.config, "vision_feature_layer", -1)
+    layer = layer[-1] if isinstance(layer, (list, tuple)) else layer
+    blocks = attrgetter(path)(parts.vision_tower)
+    # hidden_states[0] is the embedding, so hidden_states[i] comes out of block i - 1
+    number = layer - 1 if layer >= 0 else len(blocks) + layer
+    if not 0 <= number < len(blocks):
+        raise TokenOpsError("attach", f"vision_feature_layer of a block among {len(blocks)}", layer)
+    module = blocks[number].self_attn
+    _register()
+    original, sink = module.config, Sink(module.config)
+    probing = copy.copy(original)
+    probing._attn_implementation_internal = PROBE
+    module.config = probing
+    module.__dict__["_tokenops_sink"] = sink
+
+    def undo() -> None:
+        module.config = original
+        del module.__dict__["_tokenops_sink"]
+
+    return sink, undo
+
+
+def cls_rows(sink: Sink, crops: list[int]) -> list[Tensor]:
+    """(patches) attention of the CLS token to each image's patches, crop after crop."""
+    rows = sink.rows
+    if rows is None or rows.shape[0] != sum(crops):
+        raise TokenOpsError(
+            "probe", f"CLS rows of {sum(crops)} crops", None if rows is None else tuple(rows.shape)
+        )
+    return [part[:, 1:].flatten() for part in torch.split(rows, crops)]

@@ -1,0 +1,160 @@
+"""One language-model call on a shortened sequence: arguments down, outputs back up, cache told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenops.errors import TokenOpsError
+from tokenops.integrations.cache import (
+    attached_cache,
+    check_can_shorten,
+    kept_layer,
+    remember,
+    stored_source,
+)
+from tokenops.integrations.masks import for_backend, gated_mask, query_validity, reduce_mask
+from tokenops.kernels.rows import gather_rows
+from tokenops.tokenmap import Selection
+
+_PACKED = ("cu_seq_lens_q", "cu_seqlens", "cache", "block_tables")
+
+
+@dataclass
+class Shortening:
+    """A Selection over the new tokens of a call, as the language model will run it."""
+
+    chosen: Selection
+    ragged: bool
+
+
+def new_validity(arguments: Mapping[str, Any]) -> Tensor:
+    """(b l) True for the real tokens among ``inputs_embeds``."""
+    embeds = arguments["inputs_embeds"]
+    return query_validity(arguments.get("attention_mask"), *embeds.shape[:2], embeds.device)
+
+
+def run_gated(
+    call: Callable[..., Any], arguments: dict[str, Any], gate: Tensor, how: str, implementation: str | None
+) -> Any:
+    """All tokens, weighted by the soft mask of training: the features, or their keys in every layer."""
+    embeds = arguments["inputs_embeds"]
+    if how == "multiply":
+        return call(**arguments | {"inputs_embeds": embeds * gate.to(embeds.dtype)[..., None]})
+    cache = arguments.get("past_key_values")
+    if cache is not None and cache.get_seq_length():
+        raise TokenOpsError("attach", "gate='attention' without cached tokens", cache.get_seq_length())
+    if implementation not in ("sdpa", "eager"):
+        raise TokenOpsError("attach", "gate='attention' with sdpa or eager attention", repr(implementation))
+    valid = new_validity(arguments)
+    mask = gated_mask(arguments.get("attention_mask"), gate, valid, embeds.dtype)
+    return call(**arguments | {"attention_mask": mask, "position_ids": _positions(arguments, 0)})
+
+
+def run_short(
+    call: Callable[..., Any],
+    arguments: dict[str, Any],
+    shortening: Shortening | None,
+    token_axes: Mapping[str, int],
+    implementation: str | None,
+    use_cache: bool,
+) -> Any:
+    """Run the language model on the kept tokens; outputs come back at the original length.
+
+    ``shortening`` None keeps every new token, for calls that only continue a shortened cache.
+    """
+    embeds, cache = arguments["inputs_embeds"], arguments.get("past_key_values")
+    b, length = embeds.shape[:2]
+    _check_call(arguments, shortening, use_cache)
+    if shortening is None:
+        valid = new_validity(arguments)
+        index = torch.arange(length, device=embeds.device).expand(b, length)
+        chosen, ragged = Selection(index, valid, length), not bool(valid.all())
+    else:
+        chosen, ragged = shortening.chosen, shortening.ragged
+    kept = kept_layer(cache)
+    before = stored_source(cache, b, embeds.device)
+    dropped = kept.dropped if kept is not None else 0
+    seen = before.shape[1] + dropped
+    arguments["position_ids"] = _positions(arguments, seen)
+    mask = reduce_mask(arguments.get("attention_mask"), chosen, before, seen, dropped)
+    arguments["attention_mask"] = for_backend(mask, implementation, embeds.dtype)
+    if shortening is not None:
+        _reduce_arguments(arguments, chosen, {"inputs_embeds": 1, **token_axes}, length)
+    with attached_cache(cache):
+        outputs = call(**arguments)
+    cache = getattr(outputs, "past_key_values", None) if cache is None else cache
+    if cache is not None:
+        new = torch.where(chosen.valid, chosen.index + seen, -1)
+        remember(cache, before, new, length - chosen.k, ragged)
+    return outputs if shortening is None else _lift_outputs(outputs, chosen)
+
+
+def _check_call(arguments: Mapping[str, Any], shortening: Shortening | None, use_cache: bool) -> None:
+    if shortening is None:
+        return
+    if use_cache:
+        check_can_shorten(arguments.get("past_key_values"))
+    for name in _PACKED:
+        if arguments.get(name) is not None:
+            raise TokenOpsError("attach", "padded sequences, not packed or paged ones", name)
+    positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
+    if mask is None and isinstance(positions, Tensor) and (positions.ndim == 2 or positions.shape[0] == 4):
+        text = positions if positions.ndim == 2 else positions[0]
+        if text.shape[-1] > 1 and not bool((text.diff(dim=-1) == 1).all()):
+            raise TokenOpsError("attach", "an attention_mask with these position_ids", "packed sequences")
+
+
+def _positions(arguments: Mapping[str, Any], seen: int) -> Tensor:
+    """The positions the model would use, made explicit before tokens go missing."""
+    given, embeds = arguments.get("position_ids"), arguments["inputs_embeds"]
+    if given is not None:
+        return given
+    return torch.arange(seen, seen + embeds.shape[1], device=embeds.device).expand(embeds.shape[:2])
+
+
+def _reduce_arguments(
+    arguments: dict[str, Any], chosen: Selection, axes: Mapping[str, int], length: int
+) -> None:
+    b = chosen.index.shape[0]
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            continue
+        if name in axes:
+            axis = axes[name] % value.ndim
+            arguments[name] = take_tokens(value, chosen, axis)
+        elif value.ndim >= 2 and value.shape[:2] == (b, length) and name != "attention_mask":
+            raise TokenOpsError("attach", f"the token axis of {name} in Family.token_axes", "none")
+
+
+def take_tokens(x: Tensor, chosen: Selection, axis: int) -> Tensor:
+    """Reduce ``x`` along its token axis; the axis before it is the batch (broadcast where it is 1)."""
+    b = chosen.index.shape[0]
+    if axis == 0:
+        raise TokenOpsError("attach", "a batch axis before the token axis", tuple(x.shape))
+    rows = x.movedim((axis - 1, axis), (0, 1))
+    if rows.shape[0] == 1 and b != 1:
+        rows = rows.expand(b, *rows.shape[1:])
+    return chosen.reduce(rows).movedim((0, 1), (axis - 1, axis))
+
+
+def forward_fill(y: Tensor, chosen: Selection) -> Tensor:
+    """(b k ...) -> (b n ...): every token receives the row of the last kept token at or before it.
+
+    Tokens before the first kept one receive the first; a row that keeps nothing, its filler.
+    """
+    mask, counts = chosen.mask, chosen.counts[:, None]
+    first = chosen.k - counts
+    slot = (first + mask.long().cumsum(1) - 1).clamp(min=0)
+    return gather_rows(y, torch.maximum(slot, first.clamp(max=chosen.k - 1)))
+
+
+def _lift_outputs(outputs: Any, chosen: Selection) -> Any:
+    outputs["last_hidden_state"] = forward_fill(outputs.last_hidden_state, chosen)
+    if outputs.get("hidden_states") is not None:
+        outputs["hidden_states"] = tuple(forward_fill(h, chosen) for h in outputs.hidden_states)
+    return outputs

@@ -1,0 +1,169 @@
+"""From visual units and features to one decision over whole sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tokenops.errors import TokenOpsError
+from tokenops.integrations.layouts import Unit
+from tokenops.integrations.trace import Trace
+from tokenops.kernels.rows import gather_rows
+from tokenops.signals import supply
+from tokenops.stages import Prune
+from tokenops.tokenmap import Selection
+
+
+@dataclass(eq=False)
+class Placed:
+    """A unit in its sequence: ``row`` of the batch and the ``positions`` (p) of its placeholders."""
+
+    unit: Unit
+    row: int
+    positions: Tensor
+
+    @property
+    def patches(self) -> Tensor:
+        """(n) positions of the patches, line breaks left out."""
+        if self.unit.line is None:
+            return self.positions
+        return self.positions[self.unit.patch.to(self.positions.device) >= 0]
+
+
+@dataclass(eq=False)
+class Decision:
+    """A stage's choice: per group of units, and over the whole sequences."""
+
+    chosen: Selection
+    mask: Tensor
+    groups: list[list[Placed]]
+    over_sequence: Selection
+    dropped: bool
+    ragged: bool
+
+
+def place(units: Mapping[str, Sequence[Unit]], tokens: Mapping[str, Tensor]) -> list[Placed]:
+    """Find the placeholders of every unit, in the order of the sequence.
+
+    Args:
+        units: kind -> units in the order their features were merged.
+        tokens: kind -> (b l) True at its placeholders.
+    """
+    placed: list[Placed] = []
+    for kind, of_kind in units.items():
+        length = tokens[kind].shape[1]
+        flat = tokens[kind].flatten().nonzero().flatten()
+        sizes = [u.size for u in of_kind]
+        if sum(sizes) != flat.shape[0]:
+            raise TokenOpsError("attach", f"{sum(sizes)} {kind} placeholders", flat.shape[0])
+        parts = [p for p in flat.split(sizes) if p.shape[0]]
+        if not parts:
+            continue
+        ends = torch.stack([torch.stack([p[0], p[-1]]) for p in parts]) // length
+        for unit, positions, (row, last) in zip(of_kind, parts, ends.tolist(), strict=False):
+            if row != last:
+                raise TokenOpsError("attach", f"one {kind} inside one sample", f"rows {row} and {last}")
+            placed.append(Placed(unit, row, positions % length))
+    if len(units) > 1:
+        starts = [int(p.positions[0]) for p in placed]
+        order = sorted(range(len(placed)), key=lambda i: (placed[i].row, starts[i]))
+        placed = [placed[i] for i in order]
+    return placed
+
+
+def _grouped(placed: Sequence[Placed], scope: str) -> list[list[Placed]]:
+    if scope == "image":
+        return [[p] for p in placed]
+    rows: dict[int, list[Placed]] = {}
+    for p in placed:
+        rows.setdefault(p.row, []).append(p)
+    return list(rows.values())
+
+
+def _padded(values: list[list[Tensor]], fill: float) -> Tensor:
+    return pad_sequence([torch.cat(v) for v in values], batch_first=True, padding_value=fill)
+
+
+def decide(stage: Prune, embeds: Tensor, placed: Sequence[Placed], valid: Tensor) -> Decision:
+    """Ask the selector about every group and spread its answer over the sequences.
+
+    Args:
+        stage: what to do; ``embeds`` (b l d) holds the projected features; ``valid`` (b l) the real tokens.
+    """
+    groups = _grouped(placed, stage.scope)
+    rows = torch.tensor([g[0].row for g in groups], device=embeds.device)
+    positions = _padded([[p.patches for p in g] for g in groups], -1)
+    mask = positions >= 0
+    b, length = valid.shape
+    flat = (rows[:, None] * length + positions).clamp(min=0)
+    x = gather_rows(embeds.flatten(0, 1)[None], flat.flatten()[None])[0].view(*flat.shape, embeds.shape[2])
+    x = x.masked_fill(~mask[..., None], 0)
+    signals: dict[str, Tensor | None] = {
+        "mask": mask,
+        "grid": _padded([[p.unit.grid.to(embeds.device) for p in g] for g in groups], -1),
+    }
+    if all(p.unit.cls_attention is not None for p in placed):
+        attention = [[p.unit.cls_attention.to(embeds.device) for p in g] for g in groups]  # type: ignore[union-attr]
+        signals["cls_attention"] = _padded(attention, 0.0)
+    chosen = stage.selector(x, **supply(stage.selector, signals))
+    kept = chosen.mask & mask
+    over = replace(chosen, scores=None).scatter(
+        positions, length, rows=rows, valid=_without_lines(valid, groups, kept)
+    )
+    lost = valid & ~over.mask
+    dropped, short = torch.stack([lost.any(), (over.counts < over.k).any()]).tolist()
+    return Decision(chosen, mask, groups, over, dropped, short)
+
+
+def _without_lines(valid: Tensor, groups: list[list[Placed]], kept: Tensor) -> Tensor:
+    """``valid`` without the line breaks whose row lost every patch."""
+    if all(p.unit.line is None for g in groups for p in g):
+        return valid
+    valid = valid.clone()
+    for i, group in enumerate(groups):
+        start = 0
+        for p in group:
+            stays = kept[i, start : start + p.unit.n]
+            start += p.unit.n
+            if p.unit.line is None:
+                continue
+            line, is_patch = p.unit.line.to(valid.device), p.unit.patch.to(valid.device) >= 0
+            alive = torch.zeros(p.unit.size + 1, dtype=torch.bool, device=valid.device)
+            alive[torch.where(stays, line[is_patch], -1)] = True
+            breaks = p.positions[~is_patch]
+            valid[p.row, breaks] &= alive[:-1][line[~is_patch]]
+    return valid
+
+
+def traces(place_name: str, decision: Decision) -> tuple[Trace, ...]:
+    """One :class:`Trace` per unit."""
+    out, image = [], 0
+    kept = decision.chosen.mask & decision.mask
+    for i, group in enumerate(decision.groups):
+        start = 0
+        for p in group:
+            here = slice(start, start + p.unit.n)
+            stays = kept[i, here].cpu()
+            patch = p.unit.patch.cpu()
+            scores = None if decision.chosen.scores is None else decision.chosen.scores[i, here].detach()
+            out.append(
+                Trace(
+                    stage=place_name,
+                    image=image,
+                    sample=p.row,
+                    kind=p.unit.kind,
+                    layer=None,
+                    n=p.unit.n,
+                    index=patch[patch >= 0][stays],
+                    grid=p.unit.grid.cpu()[stays],
+                    positions=p.patches.cpu()[stays],
+                    scores=scores,
+                )
+            )
+            start += p.unit.n
+            image += 1
+    return tuple(out)

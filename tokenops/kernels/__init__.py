@@ -1,0 +1,1 @@
+"""Fast tensor operations, each with a plain reference beside it."""
