@@ -5,6 +5,7 @@ It records; it never builds. Components are imported and called by name like any
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -55,13 +56,13 @@ def register(
         entry = Entry(kind, component, paper, sample)
         if kind not in KINDS:
             raise TokenOpsError("register", f"kind must be one of {', '.join(KINDS)}", repr(kind))
-        if isinstance(component, type) and sample is None:
+        if inspect.isclass(component) and sample is None:
             raise TokenOpsError("register", "a class needs sample=", entry.name)
         known = _ENTRIES.get((kind, entry.name))
         if known is not None and known.component.__module__ != component.__module__:
             raise TokenOpsError("register", f"an unused {kind} name", entry.name)
         _ENTRIES[kind, entry.name] = entry
-        return component
+        return component  # pyright: ignore[reportReturnType]
 
     return record
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ def needs(component: Callable[..., Any]) -> dict[str, bool]:
     """
     own = getattr(component, "needs", None)
     if callable(own):
-        return own()
+        return cast(dict[str, bool], own())
     call = component.forward if isinstance(component, nn.Module) else component
     parameters = inspect.signature(call).parameters.values()
     return {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -108,7 +108,7 @@ class Selection:
     def reduce(self, x: Tensor) -> Tensor:
         """(b n ...) -> (b k ...): the kept tokens; filler slots hold whatever stands at their index.
 
-        Any dtype and trailing shape; differentiable. Floating ``x`` is multiplied by ``gate`` if there is one.
+        Any dtype and trailing shape; differentiable. Floating ``x`` is multiplied by a ``gate``.
         """
         _check_rows("Selection.reduce", "x", x, self.index.shape[0], self.n, self.index.device)
         if self.gate is not None and x.is_floating_point():
@@ -167,9 +167,9 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """Every one of N tokens goes to one of K groups: merging as a linear map.
+    r"""Every one of N tokens goes to one of K groups: merging as a linear map.
 
-    .. math:: \\bar x_g = \\sum_{i \\in g} w_i x_i \\Big/ \\sum_{i \\in g} w_i
+    .. math:: \bar x_g = \sum_{i \in g} w_i x_i \Big/ \sum_{i \in g} w_i
 
     Attributes:
         group: (b n) long in ``[0, k)``; -1 leaves a token out (padding).

@@ -3,152 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tokenops.errors import TokenOpsError
-from tokenops.integrations.cache import kept_layer
 from tokenops.integrations.families import Family, Parts, find_parts
-from tokenops.integrations.layouts import Unit
-from tokenops.integrations.probe import Sink, cls_rows, probe_cls
-from tokenops.integrations.sequence import Shortening, new_validity, run_gated, run_short
+from tokenops.integrations.probe import probe_cls
+from tokenops.integrations.state import State
 from tokenops.integrations.trace import Trace
-from tokenops.integrations.visual import Decision, decide, place, traces
+from tokenops.integrations.visual import traces
 from tokenops.integrations.wrap import wrap
 from tokenops.pipeline import Pipeline
-from tokenops.signals import SIGNALS
+from tokenops.signals import SIGNALS, supply
 from tokenops.stages import Prune
 from tokenops.tokenmap import Selection
 
 _STATE = "_tokenops"
-_UNIT = "_tokenops_unit"
 _AVAILABLE = {"mask", "grid", "cls_attention"}
-
-
-class Call:
-    """What one forward of the base model has shown so far."""
-
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self.input_ids: Tensor | None = arguments.get("input_ids")
-        self.text_embeds: Tensor | None = arguments.get("inputs_embeds")
-        self.units: dict[str, list[Unit]] = {}
-
-
-class State:
-    """The pipeline at work in one model; lives on the model, so a deep copy has its own."""
-
-    def __init__(self, parts: Parts, pipeline: Pipeline) -> None:
-        self.family, self.pipeline = parts.family, pipeline
-        self.sink: Sink | None = None
-        self.call: Call | None = None
-        self.decision: Decision | None = None
-
-    # -- features: remember what each tensor of visual features is --------------------------------------
-
-    def features(self, base: Any, original: Callable[..., Any], arguments: dict[str, Any], kind: str) -> Any:
-        """Around ``get_image_features``: note the layout of every unit on its feature tensor."""
-        result = original(**arguments)
-        features = getattr(result, "pooler_output", None)
-        if features is not None:
-            self._note(base, arguments, list(features), kind)
-        return result
-
-    @torch.compiler.disable
-    def _note(self, base: Any, arguments: dict[str, Any], features: Sequence[Tensor], kind: str) -> None:
-        units = self.family.layout(base, arguments, features, kind)
-        if self.sink is not None and kind == "image":
-            per_crop = self.sink.rows.shape[1] - 1 if self.sink.rows is not None else 1
-            crops = [(int(u.patch.max()) // per_crop) + 1 for u in units]
-            for unit, rows in zip(units, cls_rows(self.sink, crops), strict=True):
-                unit.cls_attention = rows[unit.patch[unit.patch >= 0].to(rows.device)]
-            self.sink.rows = None
-        for unit, feature in zip(units, features, strict=True):
-            setattr(feature, _UNIT, unit)
-        if self.call is not None:
-            self.call.units[kind] = units
-
-    # -- the base model: text and images meet -----------------------------------------------------------
-
-    def base(self, base: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """Around the base model's forward: keep the ids of this call at hand for the language model."""
-        self.call = Call(arguments)
-        try:
-            self._recall(arguments.get("mm_encoder_outputs") or {})
-            return original(**arguments)
-        finally:
-            self.call = None
-
-    @torch.compiler.disable
-    def _recall(self, encoded: Mapping[str, Any]) -> None:
-        assert self.call is not None
-        for kind, output in encoded.items():
-            features = list(getattr(output, "pooler_output", None) or ())
-            if features:
-                self.call.units[kind] = [self._unit_of(f, kind) for f in features]
-
-    @staticmethod
-    def _unit_of(feature: Tensor, kind: str) -> Unit:
-        unit = getattr(feature, _UNIT, None)
-        if unit is None or unit.size != feature.shape[0]:
-            raise TokenOpsError(
-                "attach",
-                f"{kind} features computed by the attached model, whole (no prefill_chunk_size)",
-                f"unknown features of shape {tuple(feature.shape)}",
-            )
-        return unit
-
-    # -- the language model: shorten, run, lift ---------------------------------------------------------
-
-    def language(self, module: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """Around the language model's forward."""
-        if arguments.get("inputs_embeds") is None:
-            if kept_layer(arguments.get("past_key_values")) is None:
-                return original(**arguments)
-            arguments["inputs_embeds"] = module.get_input_embeddings()(arguments.pop("input_ids"))
-        decision = self._decide(module, arguments)
-        implementation = module.config._attn_implementation
-        stage = self.pipeline.stages.get("after_projector")
-        if decision is not None and decision.chosen.gate is not None:
-            assert isinstance(stage, Prune) and decision.over_sequence.gate is not None
-            return run_gated(original, arguments, decision.over_sequence.gate, stage.gate, implementation)
-        short = None
-        if decision is not None and decision.dropped:
-            short = Shortening(decision.over_sequence, decision.ragged)
-        elif kept_layer(arguments.get("past_key_values")) is None:
-            return original(**arguments)
-        use_cache = arguments.get("use_cache")
-        use_cache = module.config.use_cache if use_cache is None else use_cache
-        return run_short(original, arguments, short, self.family.token_axes, implementation, bool(use_cache))
-
-    @torch.compiler.disable
-    def _decide(self, module: Any, arguments: Mapping[str, Any]) -> Decision | None:
-        call, stage = self.call, self.pipeline.stages.get("after_projector")
-        if call is None or not call.units or stage is None:
-            return None
-        assert isinstance(stage, Prune)
-        units, call.units = call.units, {}
-        self.decision = None
-        if self.pipeline.training != module.training:
-            self.pipeline.train(module.training)
-        placed = place(units, {kind: self._placeholders(module, call, kind) for kind in units})
-        if not placed:
-            return None
-        self.decision = decide(stage, arguments["inputs_embeds"], placed, new_validity(arguments))
-        return self.decision
-
-    def _placeholders(self, module: Any, call: Call, kind: str) -> Tensor:
-        token = self.token_ids[kind]
-        if call.input_ids is not None:
-            return call.input_ids == token
-        assert call.text_embeds is not None
-        table = module.get_input_embeddings()
-        embedded = table(torch.tensor(token, device=call.text_embeds.device))
-        return (call.text_embeds == embedded.to(call.text_embeds.dtype)).all(-1)
-
-    token_ids: Mapping[str, int] = {}
 
 
 class Handle:
@@ -210,8 +84,8 @@ def attach(model: nn.Module, pipeline: Pipeline, *, family: Family | None = None
         family: how to find the parts of a model this library does not know.
 
     Raises:
-        TokenOpsError: unknown family, attached already, a signal the model cannot give, a component on another
-            device or of another width; the model is untouched then.
+        TokenOpsError: unknown family, attached already, a signal the model cannot give, a component on
+            another device or of another width; the model is untouched then.
 
     >>> with attach(model, visionselector(scorer, keep=0.2)) as handle:  # doctest: +SKIP
     ...     model.generate(**inputs)
@@ -220,12 +94,9 @@ def attach(model: nn.Module, pipeline: Pipeline, *, family: Family | None = None
         raise TokenOpsError("attach", "a Pipeline", type(pipeline).__name__)
     parts = find_parts(model, family)
     if _STATE in parts.base.__dict__:
-        raise TokenOpsError(
-            "attach", "a model without a pipeline (join pipelines with |)", "one attached already"
-        )
+        raise TokenOpsError("attach", "a model without a pipeline (join them with |)", "one attached already")
     wanted = _check_stages(parts, pipeline)
     state = State(parts, pipeline)
-    state.token_ids = {k: getattr(parts.base.config, name) for k, name in parts.family.tokens.items()}
     undo: list[Callable[[], None]] = []
     with _all_or_nothing(undo):
         if "cls_attention" in wanted:
@@ -290,8 +161,6 @@ def _check_stages(parts: Parts, pipeline: Pipeline) -> set[str]:
 
 
 def _try_stage(name: str, stage: Prune, table: Tensor) -> None:
-    from tokenops.signals import supply
-
     x = table.new_zeros(1, 4, table.shape[1])
     grid = torch.cartesian_prod(*(torch.arange(n, device=x.device) for n in (1, 2, 2)))[None]
     mask = torch.ones(1, 4, dtype=torch.bool, device=x.device)

@@ -26,7 +26,7 @@ class KeptLayer(DynamicLayer):
 
     def __init__(self, layer: DynamicLayer) -> None:
         super().__init__()
-        self.__dict__.update(layer.__dict__)
+        vars(self).update(vars(layer))
         self.source: Tensor | None = None
         self.dropped = 0
         self.ragged = False
@@ -77,7 +77,7 @@ class KeptLayer(DynamicLayer):
         if self.source is not None:
             self.source = self.source.index_select(0, index.to(self.source.device))
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder rows for beam search."""
         super().reorder_cache(beam_idx)
         self._rows(beam_idx)
@@ -127,7 +127,7 @@ def stored_source(cache: Any, batch: int, device: torch.device) -> Tensor:
 
 
 def remember(cache: Any, before: Tensor, new: Tensor, dropped: int, ragged: bool) -> None:
-    """Record in every layer what one forward stored: ``new`` sources behind ``before``, ``dropped`` tokens less."""
+    """Record in every layer what one forward stored: ``new`` behind ``before``, ``dropped`` tokens less."""
     source = torch.cat([before, new], dim=1)
     for i, layer in enumerate(cache.layers):
         if not isinstance(layer, KeptLayer):

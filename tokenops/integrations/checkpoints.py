@@ -100,8 +100,12 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     """The state_dict, parameters and buffers themselves."""
     state = module.state_dict(keep_vars=True)
     for name, value in state.items():
-        if not isinstance(value, Tensor) or value.is_meta or value.layout is not torch.strided:
-            raise TokenOpsError("save", f"{name} as a dense tensor with data", type(value).__name__)
+        if not isinstance(value, Tensor):
+            raise TokenOpsError("save", f"{name} as a tensor", type(value).__name__)
+        if value.is_meta or value.layout is not torch.strided:
+            raise TokenOpsError(
+                "save", f"{name} as a dense tensor with data", f"{value.layout}, {value.device}"
+            )
     return state
 
 

@@ -114,13 +114,8 @@ def find_parts(model: Any, family: Family | None = None) -> Parts:
         fields = "name, layout, features, tokens, base, language_model, vision_tower, layers"
         known = ", ".join(sorted(FAMILIES))
         raise TokenOpsError("attach", f"a known family ({known}) or family=Family({fields})", repr(kind))
-    base = (
-        model
-        if hasattr(model, family.language_model.split(".")[0]) and not _has(model, family.base)
-        else None
-    )
     try:
-        base = base if base is not None else attrgetter(family.base)(model)
+        base = attrgetter(family.base)(model) if _has(model, family.base) else model
         language_model = attrgetter(family.language_model)(base)
         tower = attrgetter(family.vision_tower)(base)
         attrgetter(family.layers)(language_model)

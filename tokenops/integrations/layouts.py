@@ -43,6 +43,7 @@ class Unit:
         return self.grid.shape[0]
 
 
+_CLS = torch.tensor([[0, -1, -1]])
 Layout = Callable[[Any, Mapping[str, Any], Sequence[Tensor], str], list[Unit]]
 
 
@@ -65,7 +66,7 @@ def square(base: Any, call: Mapping[str, Any], features: Sequence[Tensor], kind:
             grid = _raster(1, side, side)
         else:  # the "full" feature strategy: the CLS token first
             side = math.isqrt(size - 1)
-            grid = torch.cat([torch.tensor([[0, -1, -1]]), _raster(1, side, side)])
+            grid = torch.cat([_CLS, _raster(1, side, side)])
         if grid.shape[0] != size:
             raise TokenOpsError("layout", f"{grid.shape[0]} features in image {i}", size)
         units.append(Unit(kind, torch.arange(size), grid))
@@ -103,11 +104,7 @@ def anyres(base: Any, call: Mapping[str, Any], features: Sequence[Tensor], kind:
     packed, _ = base.pack_image_features(
         numbers, sizes, vision_feature_select_strategy=strategy, image_newline=torch.tensor([-1.0])
     )
-    one_crop = (
-        _raster(1, side, side)
-        if not extra
-        else torch.cat([torch.tensor([[0, -1, -1]]), _raster(1, side, side)])
-    )
+    one_crop = torch.cat([_CLS] * extra + [_raster(1, side, side)])
     units = []
     for patch, feature, count in zip(packed, features, crops, strict=True):
         patch = patch.flatten().long()

@@ -52,7 +52,8 @@ def reduce_mask(mask: Any, chosen: Selection, source: Tensor, seen: int, dropped
         mask: None, (b, seen + l), (b, h, l, seen + l) or a dict of the latter two and None.
         chosen: the kept of the l new tokens.
         source: (b stored) from the cache.
-        seen: tokens the cache has seen; ``dropped`` of them it does not store.
+        seen: tokens the cache has seen.
+        dropped: how many of them it does not store.
 
     A 2-D mask comes back in seen coordinates, so that a causal mask built from cache sizes lines up.
     """

@@ -30,7 +30,7 @@ def _probe(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
     sink.rows = logits.softmax(-1)[:, :, 0].mean(1).detach()
     name = sink.config._attn_implementation
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    function = eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+    function: Any = eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
     return function(module, query, key, value, attention_mask, **kwargs)
 
 

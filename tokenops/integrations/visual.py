@@ -92,13 +92,16 @@ def decide(stage: Prune, embeds: Tensor, placed: Sequence[Placed], valid: Tensor
     """Ask the selector about every group and spread its answer over the sequences.
 
     Args:
-        stage: what to do; ``embeds`` (b l d) holds the projected features; ``valid`` (b l) the real tokens.
+        stage: what to do.
+        embeds: (b l d), holds the projected features.
+        placed: the units in their sequences.
+        valid: (b l) True for real tokens.
     """
     groups = _grouped(placed, stage.scope)
     rows = torch.tensor([g[0].row for g in groups], device=embeds.device)
     positions = _padded([[p.patches for p in g] for g in groups], -1)
     mask = positions >= 0
-    b, length = valid.shape
+    length = valid.shape[1]
     flat = (rows[:, None] * length + positions).clamp(min=0)
     x = gather_rows(embeds.flatten(0, 1)[None], flat.flatten()[None])[0].view(*flat.shape, embeds.shape[2])
     x = x.masked_fill(~mask[..., None], 0)

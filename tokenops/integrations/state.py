@@ -1,0 +1,153 @@
+"""The pipeline at work inside one model: what the three wrapped methods do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from tokenops.errors import TokenOpsError
+from tokenops.integrations.cache import kept_layer
+from tokenops.integrations.families import Parts
+from tokenops.integrations.layouts import Unit
+from tokenops.integrations.probe import Sink, cls_rows
+from tokenops.integrations.sequence import Shortening, new_validity, run_gated, run_short
+from tokenops.integrations.visual import Decision, decide, place
+from tokenops.pipeline import Pipeline
+from tokenops.stages import Prune
+
+_UNIT = "_tokenops_unit"
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _eager(function: F) -> F:
+    """Left out of ``torch.compile``: bookkeeping that reads sizes and counts."""
+    return cast(F, torch.compiler.disable(function))
+
+
+class Call:
+    """What one forward of the base model has shown so far."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self.input_ids: Tensor | None = arguments.get("input_ids")
+        self.text_embeds: Tensor | None = arguments.get("inputs_embeds")
+        self.units: dict[str, list[Unit]] = {}
+
+
+class State:
+    """The pipeline at work in one model; lives on the model, so a deep copy has its own."""
+
+    def __init__(self, parts: Parts, pipeline: Pipeline) -> None:
+        self.family, self.pipeline = parts.family, pipeline
+        self.token_ids = {
+            kind: getattr(parts.base.config, name) for kind, name in parts.family.tokens.items()
+        }
+        self.sink: Sink | None = None
+        self.call: Call | None = None
+        self.decision: Decision | None = None
+
+    # -- features: remember what each tensor of visual features is --------------------------------------
+
+    def features(self, base: Any, original: Callable[..., Any], arguments: dict[str, Any], kind: str) -> Any:
+        """Around ``get_image_features``: note the layout of every unit on its feature tensor."""
+        result = original(**arguments)
+        features = getattr(result, "pooler_output", None)
+        if features is not None:
+            self._note(base, arguments, list(features), kind)
+        return result
+
+    @_eager
+    def _note(self, base: Any, arguments: dict[str, Any], features: Sequence[Tensor], kind: str) -> None:
+        units = self.family.layout(base, arguments, features, kind)
+        if self.sink is not None and kind == "image":
+            per_crop = self.sink.rows.shape[1] - 1 if self.sink.rows is not None else 1
+            crops = [(int(u.patch.max()) // per_crop) + 1 for u in units]
+            for unit, rows in zip(units, cls_rows(self.sink, crops), strict=True):
+                unit.cls_attention = rows[unit.patch[unit.patch >= 0].to(rows.device)]
+            self.sink.rows = None
+        for unit, feature in zip(units, features, strict=True):
+            setattr(feature, _UNIT, unit)
+        if self.call is not None:
+            self.call.units[kind] = units
+
+    # -- the base model: text and images meet -----------------------------------------------------------
+
+    def base(self, base: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Around the base model's forward: keep the ids of this call at hand for the language model."""
+        self.call = Call(arguments)
+        try:
+            self._recall(arguments.get("mm_encoder_outputs") or {})
+            return original(**arguments)
+        finally:
+            self.call = None
+
+    @_eager
+    def _recall(self, encoded: Mapping[str, Any]) -> None:
+        assert self.call is not None
+        for kind, output in encoded.items():
+            features = list(getattr(output, "pooler_output", None) or ())
+            if features:
+                self.call.units[kind] = [self._unit_of(f, kind) for f in features]
+
+    @staticmethod
+    def _unit_of(feature: Tensor, kind: str) -> Unit:
+        unit = getattr(feature, _UNIT, None)
+        if unit is None or unit.size != feature.shape[0]:
+            raise TokenOpsError(
+                "attach",
+                f"{kind} features computed by the attached model, whole (no prefill_chunk_size)",
+                f"unknown features of shape {tuple(feature.shape)}",
+            )
+        return unit
+
+    # -- the language model: shorten, run, lift ---------------------------------------------------------
+
+    def language(self, module: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Around the language model's forward."""
+        if arguments.get("inputs_embeds") is None:
+            if kept_layer(arguments.get("past_key_values")) is None:
+                return original(**arguments)
+            arguments["inputs_embeds"] = module.get_input_embeddings()(arguments.pop("input_ids"))
+        decision = self._decide(module, arguments)
+        implementation = module.config._attn_implementation
+        stage = self.pipeline.stages.get("after_projector")
+        if decision is not None and decision.chosen.gate is not None:
+            assert isinstance(stage, Prune)
+            gate = decision.over_sequence.gate
+            assert gate is not None
+            return run_gated(original, arguments, gate, stage.gate, implementation)
+        short = None
+        if decision is not None and decision.dropped:
+            short = Shortening(decision.over_sequence, decision.ragged)
+        elif kept_layer(arguments.get("past_key_values")) is None:
+            return original(**arguments)
+        use_cache = arguments.get("use_cache")
+        use_cache = module.config.use_cache if use_cache is None else use_cache
+        return run_short(original, arguments, short, self.family.token_axes, implementation, bool(use_cache))
+
+    @_eager
+    def _decide(self, module: Any, arguments: Mapping[str, Any]) -> Decision | None:
+        call, stage = self.call, self.pipeline.stages.get("after_projector")
+        if call is None or not call.units or stage is None:
+            return None
+        assert isinstance(stage, Prune)
+        units, call.units = call.units, {}
+        self.decision = None
+        if self.pipeline.training != module.training:
+            self.pipeline.train(module.training)
+        placed = place(units, {kind: self._placeholders(module, call, kind) for kind in units})
+        if not placed:
+            return None
+        self.decision = decide(stage, arguments["inputs_embeds"], placed, new_validity(arguments))
+        return self.decision
+
+    def _placeholders(self, module: Any, call: Call, kind: str) -> Tensor:
+        token = self.token_ids[kind]
+        if call.input_ids is not None:
+            return call.input_ids == token
+        assert call.text_embeds is not None
+        table = module.get_input_embeddings()
+        embedded = table(torch.tensor(token, device=call.text_embeds.device))
+        return (call.text_embeds == embedded.to(call.text_embeds.dtype)).all(-1)
