@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tokenops.errors import TokenOpsError, TokenOpsWarning
-from tokenops.signals import needs
+from tokenops.shapes import Bool, Float
+from tokenops.signals import name_of, needs, supply
+from tokenops.tokenmap import Selection
 
 SCOPES = ("image", "sample")
 GATES = ("attention", "multiply")
@@ -50,7 +52,23 @@ class Prune(nn.Module):
 
     def needs(self) -> dict[str, bool]:
         """Signals the selector takes: name -> required."""
-        return needs(self.selector)
+        return {name: must for name, must in needs(self.selector).items() if name != "mask"}
+
+    def select(
+        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"], signals: Mapping[str, Tensor | None]
+    ) -> Selection:
+        """Ask the selector, with the signals it takes; ``mask`` False marks padding.
+
+        Raises:
+            TokenOpsError: a required signal is missing, or the selector returns no Selection of (b n).
+        """
+        chosen = self.selector(x, **{**supply(self.selector, {**signals, "mask": mask}), "mask": mask})
+        if not isinstance(chosen, Selection):
+            raise TokenOpsError(name_of(self.selector), "to return a Selection", type(chosen).__name__)
+        if (chosen.index.shape[0], chosen.n) != tuple(mask.shape):
+            got = (chosen.index.shape[0], chosen.n)
+            raise TokenOpsError(name_of(self.selector), f"to return a Selection of {tuple(mask.shape)}", got)
+        return chosen
 
     def __repr__(self) -> str:
         return f"Prune({self.selector!r}, scope={self.scope!r}, gate={self.gate!r})"

@@ -14,12 +14,11 @@ from tokenops.integrations.families import Family, Parts, find_parts
 from tokenops.integrations.probe import probe_cls
 from tokenops.integrations.state import State
 from tokenops.integrations.trace import Trace
-from tokenops.integrations.visual import traces
+from tokenops.integrations.visual import Decision, traces
 from tokenops.integrations.wrap import wrap
 from tokenops.pipeline import Pipeline
-from tokenops.signals import SIGNALS, supply
+from tokenops.signals import SIGNALS
 from tokenops.stages import Prune
-from tokenops.tokenmap import Selection
 
 _STATE = "_tokenops"
 _AVAILABLE = {"mask", "grid", "cls_attention"}
@@ -43,10 +42,9 @@ class Handle:
         return () if decision is None else traces("after_projector", decision)
 
     @property
-    def selection(self) -> tuple[Selection, Tensor] | None:
-        """The last decision per image as (Selection, mask of real tokens), with its gate in training."""
-        decision = self._state.decision
-        return None if decision is None else (decision.chosen, decision.mask)
+    def decision(self) -> Decision | None:
+        """The decision of the last call that had visual tokens, with its gate in training."""
+        return self._state.decision
 
     def remove(self) -> None:
         """Restore the model. A second call does nothing.
@@ -164,15 +162,13 @@ def _try_stage(name: str, stage: Prune, table: Tensor) -> None:
     x = table.new_zeros(1, 4, table.shape[1])
     grid = torch.cartesian_prod(*(torch.arange(n, device=x.device) for n in (1, 2, 2)))[None]
     mask = torch.ones(1, 4, dtype=torch.bool, device=x.device)
-    signals = {"mask": mask, "grid": grid, "cls_attention": x.new_full((1, 4), 0.25, dtype=torch.float32)}
+    signals = {"grid": grid, "cls_attention": x.new_full((1, 4), 0.25, dtype=torch.float32)}
     modes = [(m, m.training) for m in stage.modules()]
     devices = [x.device] if x.is_cuda else []
     try:
         stage.eval()
         with torch.no_grad(), torch.random.fork_rng(devices):
-            chosen = stage.selector(x, **supply(stage.selector, signals))
+            stage.select(x, mask, signals)
     finally:
         for module, mode in modes:
             module.training = mode
-    if not isinstance(chosen, Selection):
-        raise TokenOpsError("attach", f"a Selection from the selector at {name}", type(chosen).__name__)

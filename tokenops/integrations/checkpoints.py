@@ -59,10 +59,9 @@ def save(pipeline: Pipeline, folder: str | os.PathLike[str]) -> None:
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "pipeline": description,
     }
-    text = json.dumps(config, indent=2, allow_nan=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / WEIGHTS, weights)
-    _write(folder / CONFIG, text.encode())
+    _write(folder / CONFIG, json.dumps(config, indent=2, allow_nan=False).encode() + b"\n")
 
 
 def load(source: Source, *, revision: str | None = None) -> Pipeline:

@@ -24,7 +24,12 @@ from tokenops.registry import registered
 from tokenops.signals import name_of
 from tokenops.stages import Prune
 
-PACKAGES = ("tokenops.selectors", "tokenops.routers")
+PACKAGES = (
+    "tokenops.selectors",
+    "tokenops.selectors.scorers",
+    "tokenops.selectors.relaxations",
+    "tokenops.routers",
+)
 STAGES = (Pipeline, Prune)
 _VALUE = "a finite number, string, registered component, or a list or dict of these"
 
@@ -72,11 +77,8 @@ class _Describe:
             return {"dict": {k: self.value(v, who, argument, f"{path}.{k}") for k, v in value.items()}}
         if name := self.names.get(id(value)):
             return {"component": name}
-        if (
-            isinstance(value, functools.partial)
-            and (name := self.names.get(id(value.func)))
-            and not value.args
-        ):
+        if isinstance(value, functools.partial) and id(value.func) in self.names and not value.args:
+            name = self.names[id(value.func)]
             return {"component": name, "arguments": self.all(value.keywords, value.func, path)}
         if id(type(value)) in self.names:
             return self.instance(value, path)

@@ -13,7 +13,6 @@ from tokenops.errors import TokenOpsError
 from tokenops.integrations.layouts import Unit
 from tokenops.integrations.trace import Trace
 from tokenops.kernels.rows import gather_rows
-from tokenops.signals import supply
 from tokenops.stages import Prune
 from tokenops.tokenmap import Selection
 
@@ -36,10 +35,21 @@ class Placed:
 
 @dataclass(eq=False)
 class Decision:
-    """A stage's choice: per group of units, and over the whole sequences."""
+    """A stage's choice: per group of units, and over the whole sequences.
+
+    Attributes:
+        chosen: Selection over groups (an image each, or a sample), with the gate in training.
+        mask: (g n) True for real tokens of a group.
+        rows: (g) long, the sample of each group.
+        groups: the units of each group.
+        over_sequence: the same decision over whole sequences.
+        dropped: whether any real token leaves.
+        ragged: whether rows keep different counts.
+    """
 
     chosen: Selection
     mask: Tensor
+    rows: Tensor
     groups: list[list[Placed]]
     over_sequence: Selection
     dropped: bool
@@ -106,20 +116,19 @@ def decide(stage: Prune, embeds: Tensor, placed: Sequence[Placed], valid: Tensor
     x = gather_rows(embeds.flatten(0, 1)[None], flat.flatten()[None])[0].view(*flat.shape, embeds.shape[2])
     x = x.masked_fill(~mask[..., None], 0)
     signals: dict[str, Tensor | None] = {
-        "mask": mask,
         "grid": _padded([[p.unit.grid.to(embeds.device) for p in g] for g in groups], -1),
     }
     if all(p.unit.cls_attention is not None for p in placed):
         attention = [[p.unit.cls_attention.to(embeds.device) for p in g] for g in groups]  # type: ignore[union-attr]
         signals["cls_attention"] = _padded(attention, 0.0)
-    chosen = stage.selector(x, **supply(stage.selector, signals))
+    chosen = stage.select(x, mask, signals)
     kept = chosen.mask & mask
     over = replace(chosen, scores=None).scatter(
         positions, length, rows=rows, valid=_without_lines(valid, groups, kept)
     )
     lost = valid & ~over.mask
     dropped, short = torch.stack([lost.any(), (over.counts < over.k).any()]).tolist()
-    return Decision(chosen, mask, groups, over, dropped, short)
+    return Decision(chosen, mask, rows, groups, over, dropped, short)
 
 
 def _without_lines(valid: Tensor, groups: list[list[Placed]], kept: Tensor) -> Tensor:

@@ -1,0 +1,54 @@
+"""Exact Top-K as a mask: a count per row, a fixed rule for ties, no gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenops.errors import TokenOpsError
+from tokenops.registry import register
+from tokenops.shapes import Bool, Float, Int
+
+__all__ = ["hard_topk"]
+
+
+@register("kernel")
+def hard_topk(
+    scores: Float[Tensor, "... n"],
+    k: int | Int[Tensor, "..."],
+    *,
+    mask: Bool[Tensor, "... n"] | None = None,
+) -> Bool[Tensor, "... n"]:
+    """True at the ``min(k, valid)`` highest scores of every row.
+
+    Equal scores: the lowest index wins. NaN and ``-inf`` rank below every number but above padding, so the
+    count stays exact. ``k <= 0`` keeps nothing.
+
+    Shapes: scores (... n), k int or (...), mask (... n), False for padding -> (... n) bool.
+
+    Raises:
+        TokenOpsError: scores that are no float tensor, a mask of another shape or dtype, a fractional k.
+
+    >>> hard_topk(torch.tensor([[1.0, 3.0, 3.0, 2.0]]), 2)
+    tensor([[False,  True,  True, False]])
+    """
+    if not scores.is_floating_point() or scores.ndim == 0:
+        raise TokenOpsError("hard_topk", "a float tensor (... n)", f"{scores.dtype} {tuple(scores.shape)}")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != scores.shape):
+        raise TokenOpsError(
+            "hard_topk", f"mask (... n) bool {tuple(scores.shape)}", f"{mask.dtype} {tuple(mask.shape)}"
+        )
+    if isinstance(k, Tensor):
+        if k.is_floating_point() or k.dtype == torch.bool:
+            raise TokenOpsError("hard_topk", "an integer k", k.dtype)
+        k = k[..., None]
+    elif isinstance(k, bool) or not isinstance(k, int):
+        raise TokenOpsError("hard_topk", "an integer k", repr(k))
+    lowest = torch.finfo(scores.dtype).min
+    key = scores.detach().nan_to_num(nan=lowest, posinf=float("inf"), neginf=lowest)
+    if mask is not None:
+        key = key.masked_fill(~mask, -float("inf"))
+        k = mask.sum(-1, keepdim=True).clamp(max=k)
+    order = key.argsort(dim=-1, descending=True, stable=True)
+    first = (torch.arange(scores.shape[-1], device=scores.device) < k).expand(scores.shape)
+    return torch.zeros_like(first).scatter(-1, order, first)

@@ -1,0 +1,8 @@
+"""Scorers: ``(x (b n d), *, <signals>) -> scores (b n)``, higher means keep."""
+
+from tokenops.selectors.scorers.cls_attention import cls_attention
+from tokenops.selectors.scorers.feature_norm import feature_norm
+from tokenops.selectors.scorers.learned import LearnedScorer
+from tokenops.selectors.scorers.random import RandomScore
+
+__all__ = ["LearnedScorer", "RandomScore", "cls_attention", "feature_norm"]

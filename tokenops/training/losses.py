@@ -1,0 +1,57 @@
+"""Losses that pull a soft mask towards its hard twin."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy
+
+from tokenops.errors import TokenOpsError
+from tokenops.shapes import Bool, Float
+
+
+def soft_hard_bce(
+    soft: Float[Tensor, "b n"],
+    hard: Bool[Tensor, "b n"],
+    mask: Bool[Tensor, "b n"],
+    weight: Float[Tensor, "b"] | None = None,
+) -> Float[Tensor, ""]:
+    r"""Binary cross-entropy between a soft mask and the hard choice: mean over tokens, then over images.
+
+    .. math:: \sum_b w_b \frac1{N_b} \sum_i -h_{bi} \log m_{bi} - (1 - h_{bi}) \log(1 - m_{bi}),
+        \quad w_b = 1/B \text{ unless given}
+
+    ``mask`` marks the real tokens. Every image counts alike, however many tokens it has. Gradient flows to
+    ``soft`` only. VisionSelector, arXiv 2510.16598, §3.3.
+
+    Raises:
+        TokenOpsError: shapes that differ.
+
+    >>> import torch
+    >>> soft, hard = torch.tensor([[0.5, 0.5]]), torch.tensor([[True, False]])
+    >>> soft_hard_bce(soft, hard, torch.ones_like(hard))
+    tensor(0.6931)
+    """
+    if not soft.shape == hard.shape == mask.shape:
+        got = (tuple(soft.shape), tuple(hard.shape), tuple(mask.shape))
+        raise TokenOpsError("soft_hard_bce", "three tensors of one shape (b n)", got)
+    soft = soft.float().clamp(0.0, 1.0)
+    each = binary_cross_entropy(soft, hard.float(), reduction="none").masked_fill(~mask, 0.0)
+    counts = mask.sum(1)
+    per_image = each.sum(1) / counts.clamp(min=1)
+    if weight is None:
+        return per_image.sum() / (counts > 0).sum().clamp(min=1)
+    return (per_image * weight).sum()
+
+
+def soft_hard_gap(
+    soft: Float[Tensor, "b n"], hard: Bool[Tensor, "b n"], mask: Bool[Tensor, "b n"]
+) -> Float[Tensor, ""]:
+    """Mean absolute difference between soft and hard mask over real tokens; 0 when training has closed it.
+
+    >>> import torch
+    >>> hard = torch.tensor([[True, False]])
+    >>> soft_hard_gap(torch.tensor([[0.75, 0.25]]), hard, torch.ones_like(hard))
+    tensor(0.2500)
+    """
+    difference = (soft.float() - hard.float()).abs().masked_fill(~mask, 0.0)
+    return difference.sum() / mask.sum().clamp(min=1)

@@ -1,0 +1,47 @@
+"""Curricula: the weight of the auxiliary loss as a function of training progress in [0, 1]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from tokenops.errors import TokenOpsError
+
+Schedule = Callable[[float], float]
+
+
+def constant(value: float) -> Schedule:
+    """The same value all the way.
+
+    >>> constant(0.5)(0.9)
+    0.5
+    """
+    return lambda progress: value
+
+
+def linear(start: float, end: float, *, begin: float = 0.0) -> Schedule:
+    r"""``start`` until ``begin``, then a straight line to ``end`` at the last step.
+
+    .. math:: \lambda(p) = a + (b - a)\,\max(0, p - p_0) / (1 - p_0)
+
+    ``linear(0.1, 2.0)`` is VisionSelector's curriculum (arXiv 2510.16598, §3.3; its code ends at 3.0).
+
+    Raises:
+        TokenOpsError: ``begin`` outside [0, 1).
+
+    >>> ramp = linear(0.0, 2.0, begin=0.5)
+    >>> [ramp(p) for p in (0.0, 0.5, 0.75, 1.0)]
+    [0.0, 0.0, 1.0, 2.0]
+    """
+    if not 0.0 <= begin < 1.0:
+        raise TokenOpsError("linear", "begin in [0, 1)", begin)
+    return lambda progress: start + (end - start) * max(0.0, progress - begin) / (1.0 - begin)
+
+
+def cosine(start: float, end: float) -> Schedule:
+    """Half a cosine from ``start`` to ``end``: slow, fast, slow.
+
+    >>> [round(cosine(0.0, 1.0)(p), 3) for p in (0.0, 0.25, 0.5, 1.0)]
+    [0.0, 0.146, 0.5, 1.0]
+    """
+    return lambda progress: start + (end - start) * (1.0 - math.cos(math.pi * progress)) / 2.0

@@ -1,0 +1,133 @@
+"""Train a pipeline inside a frozen model, as one module for the Hugging Face Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tokenops.errors import TokenOpsError
+from tokenops.integrations import Family, attach
+from tokenops.pipeline import Pipeline
+from tokenops.training.losses import soft_hard_bce, soft_hard_gap
+from tokenops.training.schedules import Schedule, linear
+
+
+class Trainable(nn.Module):
+    r"""A frozen model with a pipeline that learns.
+
+    .. math:: L = \mathrm{CE} + \lambda(p)\,\mathrm{BCE}(m_\text{soft}, m_\text{hard})
+
+    with p the training progress set by :class:`~tokenops.training.Curriculum` (VisionSelector, arXiv
+    2510.16598, §3.3). The model is attached on construction; ``handle.remove()`` detaches it. Only the
+    pipeline's parameters are parameters of this module, so optimizers, DistributedDataParallel and
+    checkpoints see nothing else. ``train()`` and ``eval()`` switch model and pipeline together: soft masks in training,
+    hard selection in evaluation.
+
+    The task loss is the mean over label tokens; the auxiliary loss of a sample is the mean over its images,
+    weighted by the sample's share of the label tokens. Both are sums over samples once the number of label
+    tokens is known, so under the Trainer's gradient accumulation 1 step of 4 rows and 4 steps of 1 row give
+    the same gradient.
+
+    Args:
+        model: a transformers model of a known family; its parameters are frozen.
+        pipeline: what to train; at least one parameter must require a gradient.
+        curriculum: weight of the auxiliary loss, progress in [0, 1] -> float.
+        family: as in :func:`tokenops.attach`.
+
+    Raises:
+        TokenOpsError: nothing to train, or whatever ``attach`` refuses; the model is unchanged then.
+    """
+
+    # read by the Trainer: it passes num_items_in_batch, and warns about keys missing on resume only
+    accepts_loss_kwargs = True
+    _keys_to_ignore_on_save = None
+    # outside the module tree: not in state_dict, not in parameters()
+    model: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pipeline: Pipeline,
+        *,
+        curriculum: Schedule | None = None,
+        family: Family | None = None,
+    ) -> None:
+        super().__init__()
+        if not any(p.requires_grad for p in pipeline.parameters()):
+            raise TokenOpsError("Trainable", "a pipeline with parameters to train", repr(pipeline))
+        self.handle = attach(model, pipeline, family=family)
+        self.pipeline = pipeline
+        self.__dict__["model"] = model
+        model.requires_grad_(False)
+        pipeline.requires_grad_(True)
+        self.curriculum: Schedule = linear(0.1, 2.0) if curriculum is None else curriculum
+        self.progress = 0.0
+        self.metrics: dict[str, Tensor] = {}
+
+    @property
+    def config(self) -> Any:
+        """The model's config."""
+        return self.model.config
+
+    def train(self, mode: bool = True) -> Trainable:
+        """Soft selection on or off, in model and pipeline."""
+        super().train(mode)
+        self.model.train(mode)
+        return self
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Trainable:
+        self.model._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Checkpoint the model's layers (non-reentrant: the inputs of frozen layers carry the gradient)."""
+        kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+
+    def forward(
+        self, labels: Tensor | None = None, num_items_in_batch: Tensor | int | None = None, **inputs: Any
+    ) -> dict[str, Tensor]:
+        """Loss and logits of one batch.
+
+        ``labels`` (b l) as in transformers, -100 where nothing is predicted; ``num_items_in_batch`` label
+        tokens of the whole accumulated batch; ``inputs`` whatever the model takes.
+        """
+        if labels is None:
+            return {"logits": self.model(**inputs).logits}
+        logits = self.model(**{"use_cache": False, **inputs}).logits
+        targets = labels[:, 1:].to(logits.device)
+        counts = (targets != -100).sum(1)
+        total = counts.sum() if num_items_in_batch is None else num_items_in_batch
+        summed = cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum"
+        )
+        self.metrics = {"task_loss": summed.detach() / counts.sum().clamp(min=1)}
+        loss = summed / _at_least_one(total)
+        return {"loss": loss + self._auxiliary_loss(counts, total), "logits": logits}
+
+    def _auxiliary_loss(self, counts: Tensor, total: Tensor | int) -> Tensor | float:
+        """BCE of the last decision; ``counts`` (b) label tokens of each sample, ``total`` of all."""
+        decision = self.handle.decision
+        if not self.training or decision is None or decision.chosen.gate is None:
+            return 0.0
+        soft, hard, mask = decision.chosen.gate, decision.chosen.mask, decision.mask
+        images = decision.rows.bincount(minlength=counts.shape[0])
+        share = counts.to(images.device) / images.clamp(min=1) / _at_least_one(total)
+        bce = soft_hard_bce(soft, hard, mask, weight=share[decision.rows])
+        weight = self.curriculum(self.progress)
+        self.metrics |= {
+            "soft_hard_bce": soft_hard_bce(soft, hard, mask).detach(),
+            "soft_hard_gap": soft_hard_gap(soft, hard, mask).detach(),
+            "curriculum": torch.tensor(weight),
+        }
+        return weight * bce
+
+
+def _at_least_one(total: Tensor | int) -> Tensor | int:
+    return total.clamp(min=1) if isinstance(total, Tensor) else max(1, total)
