@@ -25,23 +25,24 @@ class Collator:
         end: append the tokenizer's end token to the answer.
 
     Raises:
-        TokenOpsError: a record without prompt or answer, a tokenizer without a padding token.
+        TokenOpsError: a record without prompt or answer (the Trainer removes them unless its
+            ``remove_unused_columns=False``), no processor, a tokenizer without a padding token.
     """
 
     def __init__(self, processor: Any, *, end: bool = True) -> None:
         self.processor, self.end = processor, end
-        self.tokenizer = processor.tokenizer
+        self.tokenizer: Any = getattr(processor, "tokenizer", None)
+        if self.tokenizer is None:
+            raise TokenOpsError("Collator", "a processor with a tokenizer", type(processor).__name__)
         if self.tokenizer.pad_token_id is None:
             raise TokenOpsError("Collator", "a tokenizer with a padding token", "none")
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Records to ``input_ids``, ``attention_mask``, ``labels`` and the model's visual inputs."""
         for record in records:
-            missing = {"prompt", "answer"} - set(record)
-            if missing:
-                raise TokenOpsError(
-                    "Collator", "records with prompt and answer", f"none of {sorted(missing)}"
-                )
+            if not {"prompt", "answer"} <= set(record):
+                what = "records with prompt and answer (TrainingArguments: remove_unused_columns=False)"
+                raise TokenOpsError("Collator", what, sorted(record))
         prompts = dict(self._process(records))
         real = prompts["attention_mask"].bool()
         answers = [self._answer(record["answer"]) for record in records]

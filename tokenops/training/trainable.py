@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tokenops.errors import TokenOpsError
-from tokenops.integrations import Family, attach
+from tokenops.integrations.attaching import attach
+from tokenops.integrations.families import Family
+from tokenops.integrations.visual import Decision
 from tokenops.pipeline import Pipeline
 from tokenops.training.losses import soft_hard_bce, soft_hard_gap
 from tokenops.training.schedules import Schedule, linear
@@ -24,8 +26,8 @@ class Trainable(nn.Module):
     with p the training progress set by :class:`~tokenops.training.Curriculum` (VisionSelector, arXiv
     2510.16598, §3.3). The model is attached on construction; ``handle.remove()`` detaches it. Only the
     pipeline's parameters are parameters of this module, so optimizers, DistributedDataParallel and
-    checkpoints see nothing else. ``train()`` and ``eval()`` switch model and pipeline together: soft masks in training,
-    hard selection in evaluation.
+    checkpoints see nothing else. ``train()`` and ``eval()`` switch model and pipeline together: soft masks in
+    training, hard selection in evaluation.
 
     The task loss is the mean over label tokens; the auxiliary loss of a sample is the mean over its images,
     weighted by the sample's share of the label tokens. Both are sums over samples once the number of label
@@ -39,11 +41,14 @@ class Trainable(nn.Module):
         family: as in :func:`tokenops.attach`.
 
     Raises:
-        TokenOpsError: nothing to train, or whatever ``attach`` refuses; the model is unchanged then.
+        TokenOpsError: nothing to train, a curriculum that is no function, or whatever ``attach`` refuses; the
+            model is unchanged then. In training: a pipeline that selects without a soft mask.
     """
 
-    # read by the Trainer: it passes num_items_in_batch, and warns about keys missing on resume only
+    # read by the Trainer: it passes num_items_in_batch, counted without the first label of a row, and warns
+    # about keys missing on resume only
     accepts_loss_kwargs = True
+    loss_type = "ForCausalLM"
     _keys_to_ignore_on_save = None
     # outside the module tree: not in state_dict, not in parameters()
     model: Any
@@ -57,13 +62,19 @@ class Trainable(nn.Module):
         family: Family | None = None,
     ) -> None:
         super().__init__()
-        if not any(p.requires_grad for p in pipeline.parameters()):
+        if not isinstance(pipeline, Pipeline):
+            raise TokenOpsError("Trainable", "a Pipeline", type(pipeline).__name__)
+        trained = [p for p in pipeline.parameters() if p.requires_grad]
+        if not trained:
             raise TokenOpsError("Trainable", "a pipeline with parameters to train", repr(pipeline))
+        if curriculum is not None and not callable(curriculum):
+            raise TokenOpsError("Trainable", "curriculum as a function of progress", repr(curriculum))
         self.handle = attach(model, pipeline, family=family)
         self.pipeline = pipeline
         self.__dict__["model"] = model
         model.requires_grad_(False)
-        pipeline.requires_grad_(True)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         self.curriculum: Schedule = linear(0.1, 2.0) if curriculum is None else curriculum
         self.progress = 0.0
         self.metrics: dict[str, Tensor] = {}
@@ -83,12 +94,24 @@ class Trainable(nn.Module):
         self.model._apply(fn)
         return super()._apply(fn, recurse)
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
         """Checkpoint the model's layers (non-reentrant: the inputs of frozen layers carry the gradient)."""
-        kwargs = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        kwargs = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
+        if kwargs["use_reentrant"]:
+            raise TokenOpsError("Trainable", "checkpointing with use_reentrant=False", "True")
+        enable = getattr(self.model, "activation_checkpointing_enable", None)
+        if enable is None:  # older transformers know one name only
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs, **options)
+        else:
+            enable(activation_checkpointing_kwargs=kwargs, **options)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """The older name of :meth:`activation_checkpointing_enable`."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def forward(
         self, labels: Tensor | None = None, num_items_in_batch: Tensor | int | None = None, **inputs: Any
@@ -100,7 +123,10 @@ class Trainable(nn.Module):
         """
         if labels is None:
             return {"logits": self.model(**inputs).logits}
+        before = self.handle.decision
         logits = self.model(**{"use_cache": False, **inputs}).logits
+        # the handle keeps the last decision there was: a batch of text only makes none
+        decision = None if self.handle.decision is before else self.handle.decision
         targets = labels[:, 1:].to(logits.device)
         counts = (targets != -100).sum(1)
         total = counts.sum() if num_items_in_batch is None else num_items_in_batch
@@ -109,13 +135,17 @@ class Trainable(nn.Module):
         )
         self.metrics = {"task_loss": summed.detach() / counts.sum().clamp(min=1)}
         loss = summed / _at_least_one(total)
-        return {"loss": loss + self._auxiliary_loss(counts, total), "logits": logits}
+        if self.training:
+            loss = loss + self._auxiliary_loss(decision, counts, total)
+        return {"loss": loss, "logits": logits}
 
-    def _auxiliary_loss(self, counts: Tensor, total: Tensor | int) -> Tensor | float:
-        """BCE of the last decision; ``counts`` (b) label tokens of each sample, ``total`` of all."""
-        decision = self.handle.decision
-        if not self.training or decision is None or decision.chosen.gate is None:
-            return 0.0
+    def _auxiliary_loss(self, decision: Decision | None, counts: Tensor, total: Tensor | int) -> Tensor:
+        """Weighted BCE of a decision; ``counts`` (b) label tokens of each sample, ``total`` of all."""
+        if decision is None:
+            # no image, no gradient; every parameter still takes part, as backward and DDP expect
+            return torch.stack([0.0 * p.float().sum() for p in self.parameters() if p.requires_grad]).sum()
+        if decision.chosen.gate is None:
+            raise TokenOpsError("Trainable", "a soft mask in training (relax=soft_topk)", repr(self.pipeline))
         soft, hard, mask = decision.chosen.gate, decision.chosen.mask, decision.mask
         images = decision.rows.bincount(minlength=counts.shape[0])
         share = counts.to(images.device) / images.clamp(min=1) / _at_least_one(total)

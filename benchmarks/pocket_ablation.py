@@ -1,0 +1,90 @@
+"""Which way of training the scorer gives the best *hard* selection: gates × curricula × relaxations.
+
+    python benchmarks/pocket_ablation.py --steps 300 --out benchmarks/results/pocket_ablation.json
+
+Every scorer is trained from the same seed on the same training scenes and judged on held-out scenes with
+tokens really dropped. "straight-through" uses the hard mask forward and the soft mask backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tokenops
+from tokenops import pocket
+from tokenops.pocket.evaluate import encode
+from tokenops.pocket.scorer_training import CURRICULA, RELAXATIONS, train_scorer
+from tokenops.training import soft_hard_gap
+
+KEEPS = (0.3, 0.2, 0.1)
+
+
+def gap_of(model: Any, processor: Any, pipeline: tokenops.Pipeline) -> float:
+    """Mean |soft - hard| of the trained mask at its training budget, on training scenes."""
+    some = pocket.scenes(32, "train", seed=99)
+    inputs = encode(processor, some, [s.questions()[0] for s in some])
+    pipeline.stages["after_projector"].selector.keep = 0.2
+    model.train()
+    with torch.no_grad(), tokenops.attach(model, pipeline) as handle:
+        model(**inputs, use_cache=False)
+        decision = handle.decision
+    model.eval()
+    pipeline.eval()
+    return float(soft_hard_gap(decision.chosen.gate, decision.chosen.mask, decision.mask))
+
+
+def judge(model: Any, processor: Any, pipeline: tokenops.Pipeline, scenes: list[Any]) -> dict[str, float]:
+    """Held-out accuracy over all questions per budget."""
+    out = {}
+    for keep in KEEPS:
+        pipeline.stages["after_projector"].selector.keep = keep
+        with tokenops.attach(model, pipeline):
+            report = pocket.evaluate(model, processor, scenes)
+        out[str(keep)] = round(sum(report.right.values()) / report.total, 4)
+    return out
+
+
+def main() -> None:
+    """Train, judge, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    scenes = pocket.scenes(options.scenes, "heldout", seed=21)
+    rows = []
+    for gate, curriculum, relaxation in product(("attention", "multiply"), CURRICULA, RELAXATIONS):
+        start = time.perf_counter()
+        model, processor = pocket.load()
+        pipeline = train_scorer(
+            model,
+            processor,
+            steps=options.steps,
+            batch=options.batch,
+            gate=gate,
+            curriculum=curriculum,
+            relaxation=relaxation,
+            progress=False,
+        )
+        row = {"gate": gate, "curriculum": curriculum, "relaxation": relaxation}
+        row |= {"soft_hard_gap": round(gap_of(model, processor, pipeline), 4)}
+        row |= {"accuracy": judge(model, processor, pipeline, scenes)}
+        rows.append(row)
+        print(f"{row} in {time.perf_counter() - start:.0f} s", flush=True)
+    settings = {"steps": options.steps, "batch": options.batch, "scenes": options.scenes, "keeps": KEEPS}
+    settings |= {"torch": torch.__version__, "machine": f"{platform.machine()} CPU"}
+    if options.out:
+        options.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

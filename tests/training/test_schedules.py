@@ -1,0 +1,62 @@
+"""Curricula: values, bounds, direction, errors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenops import TokenOpsError
+from tokenops.training import Schedule, constant, cosine, linear
+
+value = st.floats(-10, 10)
+progress = st.floats(0, 1)
+
+
+def inside(x: float, a: float, b: float) -> bool:
+    return min(a, b) - 1e-9 <= x <= max(a, b) + 1e-9
+
+
+def test_the_papers_curriculum() -> None:
+    ramp = linear(0.1, 2.0)
+    assert [ramp(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([0.1, 1.05, 2.0])
+
+
+@given(value, progress)
+def test_constant(v: float, p: float) -> None:
+    assert constant(v)(p) == v
+
+
+@given(value, value, st.floats(0, 0.99), progress, progress)
+def test_linear(a: float, b: float, begin: float, p: float, q: float) -> None:
+    ramp = linear(a, b, begin=begin)
+    assert ramp(0.0) == a
+    assert ramp(begin) == a
+    assert ramp(1.0) == pytest.approx(b, abs=1e-9)
+    monotone_and_bounded(ramp, a, b, p, q)
+    middle = ramp((begin + 1) / 2)
+    assert middle == pytest.approx((a + b) / 2, abs=1e-9)
+
+
+@given(value, value, progress, progress)
+def test_cosine(a: float, b: float, p: float, q: float) -> None:
+    curve = cosine(a, b)
+    assert curve(0.0) == a
+    assert curve(1.0) == pytest.approx(b, abs=1e-9)
+    monotone_and_bounded(curve, a, b, p, q)
+    assert curve(p) + curve(1 - p) == pytest.approx(a + b, abs=1e-9)
+    assert abs(curve(1e-3) - a) < abs(linear(a, b)(1e-3) - a) + 1e-12
+
+
+def monotone_and_bounded(schedule: Schedule, a: float, b: float, p: float, q: float) -> None:
+    assert inside(schedule(p), a, b)
+    early, late = schedule(min(p, q)), schedule(max(p, q))
+    assert (late - early) * (b - a) >= -1e-9
+
+
+@pytest.mark.parametrize("begin", [-0.1, 1.0, 2.0, math.nan, math.inf])
+def test_begin_outside_the_run(begin: float) -> None:
+    with pytest.raises(TokenOpsError, match="begin"):
+        linear(0.0, 1.0, begin=begin)
