@@ -44,7 +44,7 @@ def test_joining() -> None:
 
 @pytest.mark.parametrize("stage", [None, 3, feature_norm])
 def test_bad_stages(stage: object) -> None:
-    with pytest.raises(TokenOpsError, match="nn.Module"):
+    with pytest.raises(TokenOpsError, match=r"an nn\.Module"):
         Pipeline(after_projector=stage)  # type: ignore[arg-type]
 
 

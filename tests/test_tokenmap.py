@@ -185,7 +185,8 @@ def test_assignment_reduces_other_dtypes() -> None:
             assert torch.equal(reduced[merged.valid], x[row, at])
         else:
             exact = merged.reduce(x.double())
-            assert_close(reduced, exact.to(x.dtype), 100 * torch.finfo(x.dtype).eps)
+            size = float(x.abs().max()) if x.numel() else 0.0
+            assert_close(reduced, exact.to(x.dtype), 8 * torch.finfo(x.dtype).eps * size)
 
     hold(law)
 

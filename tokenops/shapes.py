@@ -4,7 +4,8 @@ At run time ``Float[Tensor, "b n d"]`` is ``Annotated[Tensor, Shape("float", "b 
 reads it as the plain tensor. :func:`check_shapes` compares real tensors with the annotations of a function
 and is what the contract tests call; nothing is checked in ordinary use.
 
-Axis letters: b batch, n tokens, k kept, d width, h heads, m queries, l layers or length; ``...`` any axes.
+Axis letters: b batch, n tokens, k kept, d width, h heads, m queries, l layers or length; ``...`` any
+axes; a number stands for itself.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ class Shape:
         kind = "float" if tensor.is_floating_point() else "bool" if tensor.dtype.is_signed is False else "int"
         if kind != self.kind and not (kind == "bool" and self.kind == "int"):
             raise TokenOpsError(who, f"{self.kind} tensor ({self.axes})", tensor.dtype)
-        names = self.axes.split()
-        if "..." in names:
-            names = names[: names.index("...")]
-        elif len(names) != tensor.ndim:
+        names, shape = self.axes.split(), list(tensor.shape)
+        if "..." in names and len(shape) >= len(names) - 1:
+            at = names.index("...")
+            del shape[at : len(shape) - len(names) + at + 1], names[at]
+        if len(names) != len(shape):
             raise TokenOpsError(who, f"shape ({self.axes})", tuple(tensor.shape))
-        for name, size in zip(names, tensor.shape, strict=False):
-            if sizes.setdefault(name, size) != size:
+        for name, size in zip(names, shape, strict=True):
+            if sizes.setdefault(name, int(name) if name.isdigit() else size) != size:
                 raise TokenOpsError(
                     who, f"shape ({self.axes}) with {name} = {sizes[name]}", tuple(tensor.shape)
                 )

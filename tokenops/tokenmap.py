@@ -13,7 +13,12 @@ from tokenops.shapes import Bool, Float, Int
 
 
 def _check(
-    who: str, name: str, tensor: object, dtype: torch.dtype | None, shape: tuple[int | None, ...]
+    who: str,
+    name: str,
+    tensor: object,
+    dtype: torch.dtype | None,
+    shape: tuple[int | None, ...],
+    device: torch.device | None = None,
 ) -> None:
     expected = f"{name} of shape ({', '.join('*' if s is None else str(s) for s in shape)})"
     if not isinstance(tensor, Tensor):
@@ -22,6 +27,8 @@ def _check(
         raise TokenOpsError(who, expected, tuple(tensor.shape))
     if (dtype is None and not tensor.is_floating_point()) or (dtype is not None and tensor.dtype != dtype):
         raise TokenOpsError(who, f"{name} of dtype {dtype or 'float'}", tensor.dtype)
+    if device is not None and tensor.device != device:
+        raise TokenOpsError(who, f"{name} on {device}", tensor.device)
 
 
 def _check_rows(who: str, name: str, x: Tensor, b: int, n: int, device: torch.device) -> None:
@@ -29,6 +36,12 @@ def _check_rows(who: str, name: str, x: Tensor, b: int, n: int, device: torch.de
         raise TokenOpsError(who, f"{name} of shape ({b}, {n}, ...)", tuple(x.shape))
     if x.device != device:
         raise TokenOpsError(who, f"{name} on {device}", x.device)
+
+
+def _check_alike(who: str, y: Tensor, into: Tensor) -> None:
+    if y.shape[2:] != into.shape[2:] or y.dtype != into.dtype:
+        got = f"{tuple(y.shape[2:])} {y.dtype}"
+        raise TokenOpsError(who, f"y like into, {tuple(into.shape[2:])} {into.dtype}", got)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +77,10 @@ class Selection:
 
     def __post_init__(self) -> None:
         _check("Selection", "index", self.index, torch.long, (None, None))
-        _check("Selection", "valid", self.valid, torch.bool, tuple(self.index.shape))
+        _check("Selection", "valid", self.valid, torch.bool, tuple(self.index.shape), self.index.device)
         for name, value in (("gate", self.gate), ("scores", self.scores)):
             if value is not None:
-                _check("Selection", name, value, None, (self.index.shape[0], self.n))
+                _check("Selection", name, value, None, (self.index.shape[0], self.n), self.index.device)
         if self.n < 0 or (self.n == 0 and self.index.shape[1] > 0):
             raise TokenOpsError("Selection", "n >= 1 where slots exist", self.n)
 
@@ -119,12 +132,7 @@ class Selection:
         """(b k ...) -> (b n ...): a copy of ``into`` with the valid slots of ``y`` at their positions."""
         _check_rows("Selection.lift", "y", y, self.index.shape[0], self.k, self.index.device)
         _check_rows("Selection.lift", "into", into, self.index.shape[0], self.n, self.index.device)
-        if y.shape[2:] != into.shape[2:] or y.dtype != into.dtype:
-            raise TokenOpsError(
-                "Selection.lift",
-                f"y like into, {tuple(into.shape[2:])} {into.dtype}",
-                (tuple(y.shape[2:]), y.dtype),
-            )
+        _check_alike("Selection.lift", y, into)
         return put_rows(into, self.index, self.valid, y)
 
     def scatter(
@@ -196,8 +204,10 @@ class Assignment:
 
     def __post_init__(self) -> None:
         _check("Assignment", "group", self.group, torch.long, (None, None))
-        _check("Assignment", "weight", self.weight, None, tuple(self.group.shape))
-        _check("Assignment", "anchor", self.anchor, torch.long, (self.group.shape[0], self.k))
+        _check("Assignment", "weight", self.weight, None, tuple(self.group.shape), self.group.device)
+        _check(
+            "Assignment", "anchor", self.anchor, torch.long, (self.group.shape[0], self.k), self.group.device
+        )
 
     @property
     def n(self) -> int:
@@ -217,6 +227,8 @@ class Assignment:
     def reduce(self, x: Tensor) -> Tensor:
         """(b n ...) -> (b k ...): weighted mean of floating features; the anchor's value of anything else."""
         _check_rows("Assignment.reduce", "x", x, self.group.shape[0], self.n, self.group.device)
+        if self.n == 0:
+            return x.new_zeros(x.shape[0], self.k, *x.shape[2:])
         if not x.is_floating_point():
             return gather_rows(x, self.anchor.clamp(min=0))
         total, mass = pool_rows(x, self.group, self.weight, self.k)
@@ -227,6 +239,7 @@ class Assignment:
         """(b k ...) -> (b n ...): every token receives its group's value; tokens left out keep ``into``."""
         _check_rows("Assignment.lift", "y", y, self.group.shape[0], self.k, self.group.device)
         _check_rows("Assignment.lift", "into", into, self.group.shape[0], self.n, self.group.device)
+        _check_alike("Assignment.lift", y, into)
         inside = (self.group >= 0).reshape(self.group.shape + (1,) * (into.ndim - 2))
         if self.k == 0:
             return into

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tokenops.pocket.evaluate import Report, evaluate, evaluate_kept
 from tokenops.pocket.scenes import Digit, Question, Scene, make_scene, scenes, stream
+from tokenops.pocket.selector import visionselector
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ __all__ = [
     "make_scene",
     "scenes",
     "stream",
+    "visionselector",
     "weights_dir",
 ]
 

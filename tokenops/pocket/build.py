@@ -13,7 +13,12 @@ from tokenops.pocket.painting import COLOUR_NAMES, IMAGE_SIZE, PATCH
 from tokenops.pocket.scenes import DIGIT_WORDS, QUADRANTS
 
 if TYPE_CHECKING:
-    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import (
+        CLIPVisionConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
 
 PAD, BOS, EOS, UNK, IMAGE = "<pad>", "<bos>", "<eos>", "<unk>", "<image>"
 NOTHING = "nothing"
@@ -33,17 +38,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_model(width: int = 128, seed: int = 0) -> LlavaForConditionalGeneration:
-    """The model with random weights, fewer than 1.4 million at the default width.
+def _vision_config(width: int) -> CLIPVisionConfig:
+    from transformers import CLIPVisionConfig
 
-    >>> model = build_model()
-    >>> sum(p.numel() for p in model.parameters()) < 1_400_000
-    True
-    """
-    import torch
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    vision = CLIPVisionConfig(
+    return CLIPVisionConfig(
         hidden_size=width,
         intermediate_size=3 * width,
         num_hidden_layers=4,
@@ -53,6 +51,18 @@ def build_model(width: int = 128, seed: int = 0) -> LlavaForConditionalGeneratio
         projection_dim=width,
         hidden_act="gelu",
     )
+
+
+def build_model(width: int = 128, seed: int = 0) -> LlavaForConditionalGeneration:
+    """The model with random weights, fewer than 1.4 million at the default width.
+
+    >>> model = build_model()
+    >>> sum(p.numel() for p in model.parameters()) < 1_400_000
+    True
+    """
+    import torch
+    from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
     text = LlamaConfig(
         vocab_size=len(VOCABULARY),
         hidden_size=width,
@@ -67,7 +77,7 @@ def build_model(width: int = 128, seed: int = 0) -> LlavaForConditionalGeneratio
         eos_token_id=TOKEN_ID[EOS],
     )
     config = LlavaConfig(
-        vision_config=vision,
+        vision_config=_vision_config(width),
         text_config=text,
         image_token_id=TOKEN_ID[IMAGE],
         image_seq_length=(IMAGE_SIZE // PATCH) ** 2,
@@ -79,23 +89,16 @@ def build_model(width: int = 128, seed: int = 0) -> LlavaForConditionalGeneratio
     return LlavaForConditionalGeneration(config)
 
 
-def build_processor() -> LlavaProcessor:
-    """The processor: CLIP image processor and a left-padding word-level tokenizer.
-
-    >>> processor = build_processor()
-    >>> ids = processor.tokenizer("where is seven ?").input_ids
-    >>> ids == [TOKEN_ID[word] for word in (BOS, "where", "is", "seven", "?")]
-    True
-    """
+def _tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.WordLevel(TOKEN_ID, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, TOKEN_ID[BOS])]
     )
-    words = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         bos_token=BOS,
@@ -105,6 +108,18 @@ def build_processor() -> LlavaProcessor:
         padding_side="left",
         model_max_length=512,
     )
+
+
+def build_processor() -> LlavaProcessor:
+    """The processor: CLIP image processor and a left-padding word-level tokenizer.
+
+    >>> processor = build_processor()
+    >>> ids = processor.tokenizer("where is seven ?").input_ids
+    >>> ids == [TOKEN_ID[word] for word in (BOS, "where", "is", "seven", "?")]
+    True
+    """
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
     images = CLIPImageProcessor(
         size={"shortest_edge": IMAGE_SIZE},
         crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
@@ -113,7 +128,7 @@ def build_processor() -> LlavaProcessor:
     )
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=words,
+        tokenizer=_tokenizer(),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         image_token=IMAGE,

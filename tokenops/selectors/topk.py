@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from tokenops.budget import Keep, check_keep, keep_count, keep_counts
@@ -98,8 +97,7 @@ class TopK(nn.Module):
         check_beside(name_of(self.scorer), "scores", scores, x, None)
         n = x.shape[1]
         if mask is None:
-            slots = keep_count(self.keep, n)
-            k = torch.full((x.shape[0],), slots, device=x.device)
+            k = slots = keep_count(self.keep, n)
         else:
             slots, k = None, keep_counts(self.keep, mask.sum(1))
         chosen = Selection.from_mask(hard_topk(scores, k, mask=mask), slots)

@@ -11,7 +11,7 @@ from torch import Tensor
 def hard_topk(scores: Tensor, k: int | Tensor, *, mask: Tensor | None = None) -> Tensor:
     """Sort (score, index) pairs of every row."""
     out = torch.zeros(scores.shape, dtype=torch.bool)
-    rows, flags = scores.double().reshape(-1, scores.shape[-1]), out.reshape(-1, scores.shape[-1])
+    rows, flags = scores.detach().double().reshape(-1, scores.shape[-1]), out.reshape(-1, scores.shape[-1])
     counts = torch.as_tensor(k).expand(scores.shape[:-1]).reshape(-1)
     real = torch.ones_like(out) if mask is None else mask
     for row, flag, count, valid in zip(rows, flags, counts, real.reshape(flags.shape), strict=True):

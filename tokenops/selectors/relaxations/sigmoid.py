@@ -7,7 +7,6 @@ from numbers import Real
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from tokenops.errors import TokenOpsError
 from tokenops.kernels.topk import hard_topk
@@ -15,7 +14,13 @@ from tokenops.registry import register
 from tokenops.selectors.relaxations.threshold import Cdf, Threshold
 from tokenops.shapes import Bool, Float
 
-LOGISTIC = Cdf(torch.sigmoid, F.logsigmoid, lambda u: torch.sigmoid(-u), lambda p: p * (1 - p))
+
+def _tail(z: Tensor) -> tuple[Tensor, Tensor]:
+    inverse = (1 + z).reciprocal()
+    return inverse, inverse
+
+
+LOGISTIC = Cdf(torch.sigmoid, _tail, lambda p: p * (1 - p))
 
 
 def _per_row(name: str, value: float | Tensor, batch: torch.Size, dtype: torch.dtype, like: Tensor) -> Tensor:
@@ -36,7 +41,9 @@ def _per_row(name: str, value: float | Tensor, batch: torch.Size, dtype: torch.d
         raise TokenOpsError("soft_topk", f"{name} per row {tuple(batch)}", tuple(value.shape)) from None
 
 
-def _check(scores: Tensor, mask: Tensor | None, temperature: float | Tensor, dim: int) -> None:
+def _check(
+    scores: Tensor, mask: Tensor | None, temperature: float | Tensor, dim: int, out_dtype: torch.dtype | None
+) -> None:
     if not isinstance(scores, Tensor) or not scores.is_floating_point() or scores.ndim == 0:
         got = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
         raise TokenOpsError("soft_topk", "scores as a float tensor of rank >= 1", got)
@@ -46,6 +53,8 @@ def _check(scores: Tensor, mask: Tensor | None, temperature: float | Tensor, dim
         raise TokenOpsError(
             "soft_topk", f"mask bool {tuple(scores.shape)}", f"{mask.dtype} {tuple(mask.shape)}"
         )
+    if out_dtype is not None and not out_dtype.is_floating_point:
+        raise TokenOpsError("soft_topk", "a float out_dtype", out_dtype)
     if isinstance(temperature, Real) and not 0 < temperature < math.inf:
         raise TokenOpsError("soft_topk", "a finite temperature > 0", temperature)
 
@@ -90,7 +99,7 @@ def soft_topk(
     Reference: VisionSelector (arXiv:2510.16598) §3.2, which bisects for :math:`\nu`; here Newton steps on
     a log-balance find the root, also where that one fails (k = 0, k = n, half precision, large scores).
     """
-    _check(scores, mask, temperature, dim)
+    _check(scores, mask, temperature, dim, out_dtype)
     x = scores.movedim(dim, -1)
     wide = torch.promote_types(x.dtype, torch.float32)
     valid = x != -float("inf")
@@ -100,7 +109,8 @@ def soft_topk(
     x = x.to(wide).masked_fill(~valid, 0.0).clamp(-limit, limit)
     count = _per_row("k", k, x.shape[:-1], torch.float64, x)
     tau = _per_row("temperature", temperature, x.shape[:-1], wide, x)
-    p = x * 0 if x.shape[-1] == 0 else Threshold.apply(x, count, tau, valid, LOGISTIC)
+    rank = None if isinstance(k, Tensor) else math.floor(min(max(k, 0), x.shape[-1]))
+    p = x * 0 if x.shape[-1] == 0 else Threshold.apply(x, count, tau, valid, LOGISTIC, rank)
     p = p.masked_fill(~valid, 0.0)
     if hard:
         ones = hard_topk(x, (count[..., 0].detach() + 0.5).floor().long(), mask=valid)

@@ -23,49 +23,78 @@ SATURATED = 1e4
 
 
 class Cdf(NamedTuple):
-    """A symmetric distribution, C(-u) = 1 - C(u), with c its density.
+    """A distribution with C(-u) = 1 - C(u) and exponential tails; c is its density, z stands for e^u.
 
-    ``value`` is C(u), ``log`` log C(u), ``hazard`` c(u)/C(u) and ``density`` c as a function of p = C(u).
+    ``value`` is C(u); ``tail`` gives C(u)/z and c(u)/C(u) as functions of z; ``density`` gives c as a
+    function of p = C(u).
     """
 
     value: Callable[[Tensor], Tensor]
-    log: Callable[[Tensor], Tensor]
-    hazard: Callable[[Tensor], Tensor]
+    tail: Callable[[Tensor], tuple[Tensor, Tensor]]
     density: Callable[[Tensor], Tensor]
 
 
-def balance(d: Tensor, t: Tensor, log_top: Tensor, log_rest: Tensor, cdf: Cdf) -> tuple[Tensor, Tensor]:
-    """H and its slope in t, for sorted distances ``d`` (... n) and the logs of w and 1 - w."""
-    u = d + t
-    lack, have = log_top + cdf.log(-u), log_rest + cdf.log(u)
-    slope = (lack.softmax(-1) * cdf.hazard(-u)).sum(-1, True)
-    slope = slope + (have.softmax(-1) * cdf.hazard(u)).sum(-1, True)
-    return have.logsumexp(-1, True) - lack.logsumexp(-1, True), slope
+class Cut(NamedTuple):
+    """A row around the cut between kept and dropped, half a gap of ``gap`` temperatures wide.
 
-
-def solve(x: Tensor, k: Tensor, tau: Tensor, valid: Tensor, cdf: Cdf) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre c and shift t, each (... 1), such that p = C((x - c)/tau + t) sums to k; and H at t.
-
-    c lies at the cut between kept and dropped, so x - c is exact where it matters. Rows with k <= 0 or
-    k >= valid hold anything.
+    ``center`` (... 1) lies in it, so x - center is exact where it matters; ``near`` (... n) is
+    exp(gap - |x - center|/tau), at most 1; ``top`` and ``rest`` are near times w and 1 - w, 0 at padding.
     """
-    top = x.masked_fill(~valid, -float("inf")).sort(-1, descending=True).values
-    rank = torch.arange(x.shape[-1], device=x.device)
-    whole = k.floor()
-    part = k - whole
-    w = torch.where(rank < whole, 1.0, torch.where(rank == whole, part, 0.0))
-    w = torch.where(rank < valid.sum(-1, True), w, torch.nan)
-    log_top = w.log().nan_to_num(nan=-float("inf"), neginf=-float("inf")).to(x.dtype)
-    log_rest = (1 - w).log().nan_to_num(nan=-float("inf"), neginf=-float("inf")).to(x.dtype)
-    first_out = top.gather(-1, whole.long().clamp(0, x.shape[-1] - 1))
-    last_in = top.gather(-1, (whole.long() - 1).clamp(0, x.shape[-1] - 1))
-    c = torch.where(part > 0, first_out, last_in / 2 + first_out / 2)
-    d = ((top - c) / tau).clamp(-SATURATED, SATURATED)
-    t = ((log_top - d.abs()).logsumexp(-1, True) - (log_rest - d.abs()).logsumexp(-1, True)) / 2
-    for _ in range(5 if x.dtype == torch.float64 else 4):
-        h, slope = balance(d, t, log_top, log_rest, cdf)
+
+    center: Tensor
+    gap: Tensor
+    near: Tensor
+    top: Tensor
+    rest: Tensor
+
+
+def cut(x: Tensor, k: Tensor, tau: Tensor, valid: Tensor, rank: int | None) -> Cut:
+    """Find the k-th and next score of each row: by Top-K if ``rank`` = floor(k) is known, else by sorting."""
+    whole, n = k.floor(), x.shape[-1]
+    ranked = x.masked_fill(~valid, -float("inf"))
+    if rank is None:
+        ranked = ranked.sort(-1, descending=True).values
+        out = ranked.gather(-1, whole.long().clamp(0, n - 1))
+        last = ranked.gather(-1, (whole.long() - 1).clamp(0, n - 1))
+    else:
+        ranked = ranked.topk(min(max(rank, 0) + 1, n), -1).values
+        out, last = ranked[..., -1:], ranked[..., max(-2, -ranked.shape[-1]), None]
+    last = torch.where(k > whole, out, last)
+    center, gap = last / 2 + out / 2, ((last / 2 - out / 2) / tau).clamp(max=SATURATED)
+    above, tied = (x > out) & valid, (x == out) & valid
+    # scores equal to the next one share what is left of k
+    share = (k - above.sum(-1, True)) / tied.sum(-1, True).clamp(min=1)
+    top = torch.where(tied, share.to(x.dtype), above.to(x.dtype))
+    rest = torch.where(tied, (1 - share).to(x.dtype), (valid & ~above).to(x.dtype))
+    near = (gap - ((x - center) / tau).abs().clamp(max=SATURATED)).exp()
+    return Cut(center, gap, near, near * top, near * rest)
+
+
+def balance(at: Cut, t: Tensor, cdf: Cdf) -> tuple[Tensor, Tensor]:
+    """H and its slope at shift t, A and B both scaled by e^gap."""
+    sides, (y, small) = [], (t.exp(), (-at.gap).exp())
+    for weight, factor in ((at.top, 1 / y), (at.rest, y)):
+        ratio, hazard = cdf.tail(at.near * (small * factor))
+        mass = weight * ratio
+        total = mass.sum(-1, True)
+        sides.append((total * factor, (mass * hazard).sum(-1, True) / total))
+    (lack, down), (have, up) = sides
+    return have.log() - lack.log(), down + up
+
+
+def solve(
+    x: Tensor, k: Tensor, tau: Tensor, valid: Tensor, cdf: Cdf, rank: int | None = None
+) -> tuple[Cut, Tensor]:
+    """The cut and the shift t (... 1) such that p = C((x - center)/tau + t) sums to k.
+
+    Rows with k <= 0 or k >= valid hold anything.
+    """
+    at = cut(x, k, tau, valid, rank)
+    t = (at.top.sum(-1, True).log() - at.rest.sum(-1, True).log()) / 2
+    for _ in range(5 if x.dtype == torch.float64 else 3):
+        h, slope = balance(at, t, cdf)
         t = t - h / slope.clamp(1, 2)
-    return c, t, balance(d, t, log_top, log_rest, cdf)[0]
+    return at, t
 
 
 class Threshold(torch.autograd.Function):
@@ -83,18 +112,20 @@ class Threshold(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, k: Tensor, tau: Tensor, valid: Tensor, cdf: Cdf) -> Tensor:
-        """Shapes: x (... n), k and tau (... 1), valid (... n) -> p (... n)."""
+    def forward(x: Tensor, k: Tensor, tau: Tensor, valid: Tensor, cdf: Cdf, rank: int | None) -> Tensor:
+        """Shapes: x (... n), k and tau (... 1), valid (... n) -> p (... n); rank is floor(k) if known."""
         count = valid.sum(-1, True)
-        c, t, _ = solve(x, k.minimum(count), tau, valid, cdf)
-        p = cdf.value((x - c) / tau + t)
+        # products of two shares of k must not underflow: below 1e-18 n in float32, k is rounded up
+        least = 8 * torch.finfo(x.dtype).tiny ** 0.5 * x.shape[-1]
+        at, t = solve(x, k.clamp(min=least), tau, valid, cdf, rank)
+        p = cdf.value((x - at.center) / tau + t)
         p = torch.where(k >= count, 1.0, torch.where(k <= 0, 0.0, p))
         return p.masked_fill(~valid, 0.0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Keep the mask, the scores (for the temperature's gradient) and the temperature."""
-        x, k, tau, _, cdf = inputs
+        x, k, tau, _, cdf, _ = inputs
         ctx.cdf, ctx.k_dtype = cdf, k.dtype
         ctx.save_for_backward(x, tau, output)
 
@@ -109,4 +140,4 @@ class Threshold(torch.autograd.Function):
         dtau = None
         if ctx.needs_input_grad[2]:
             dtau = -(dx * (x - (r * x).sum(-1, True))).sum(-1, True) / tau
-        return dx, mean.to(ctx.k_dtype), dtau, None, None
+        return dx, mean.to(ctx.k_dtype), dtau, None, None, None
