@@ -21,9 +21,9 @@ def main() -> None:
     """Train, save and report held-out accuracy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--keep", type=float, default=0.2)
     parser.add_argument("--gate", choices=["attention", "multiply"], default="attention")
     parser.add_argument("--curriculum", choices=list(CURRICULA), default="late")

@@ -3,8 +3,9 @@
     python examples/pocket/train_tower.py --steps 3000 --out build/pocket/tower.safetensors
 
 Every patch within 8 pixels of a digit's centre learns the digit, its colour and its quadrant, the patch
-holding the centre learns to say so, all others learn "nothing" (patches with a digit's outer strokes are left
-free). The CLS token learns a 4x4 thumbnail of the surroundings: the gist of a picture, not its small print.
+holding the centre learns to say so, all others learn "nothing" (patches with a digit's outer strokes are
+left free). Grey decoys are labelled like digits without a colour. The CLS token learns to tag the picture:
+which digit classes are in it, grey or not.
 """
 
 from __future__ import annotations
@@ -23,39 +24,43 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from tokenops.pocket.build import IMAGE_MEAN, IMAGE_STD, build_model
-from tokenops.pocket.painting import COLOUR_NAMES, GRID, PATCH
-from tokenops.pocket.scenes import QUADRANTS, Scene, make_scene, scenes
+from tokenops.pocket.painting import COLOUR_NAMES, GREY, GRID, PATCH
+from tokenops.pocket.scenes import QUADRANTS, Digit, Scene, make_scene, scenes
 
 Batch = dict[str, Tensor]
 NOTHING_WEIGHT = 0.1
 FREE = -100
-THUMBNAIL = 4
+
+
+def number_of(digit: Digit) -> int:
+    """The number of a digit's colour, -1 for grey."""
+    return -1 if digit.colour == GREY else COLOUR_NAMES.index(digit.colour)
 
 
 def labels_of(scene: Scene) -> dict[str, np.ndarray]:
-    """Pixels (3, 96, 96) uint8, patch labels (144,) with 0 for nothing, centres (144,)."""
+    """Pixels (3, 96, 96) uint8, patch labels (144, 3) with 0 for nothing, centres (144,), tags (10,)."""
+    everything = scene.digits + scene.decoys
     table = np.array(
-        [(d.label, COLOUR_NAMES.index(d.colour), QUADRANTS.index(d.quadrant)) for d in scene.digits]
-        + [(-1, -1, -1)]
+        [(d.label, number_of(d), QUADRANTS.index(d.quadrant)) for d in everything] + [(-1, -1, -1)]
     )
     patches = table[scene.patch_core] + 1
     patches[(scene.patch_core < 0) & (scene.patch_digit >= 0)] = FREE
     centre = np.zeros(len(patches), np.float32)
-    centre[list(scene.centre_patches)] = 1.0
+    centre[[int(y // PATCH) * GRID + int(x // PATCH) for x, y in (d.centre for d in everything)]] = 1.0
+    tags = np.zeros(10, np.float32)
+    tags[[d.label for d in everything]] = 1.0
     pixels = scene.pixels.transpose(2, 0, 1).copy()
-    return {"pixels": pixels, "patches": patches, "centre": centre}
+    return {"pixels": pixels, "patches": patches, "centre": centre, "tags": tags}
 
 
 class Scenes(IterableDataset[dict[str, np.ndarray]]):
-    """Labelled training scenes; in the first ``mixed`` of them every second one is a crowd of digits."""
+    """Labelled training scenes without end."""
 
-    def __init__(self, seed: int, mixed: int) -> None:
-        self.seed, self.mixed = seed, mixed
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        for index in count():
-            crowd = index < self.mixed and index % 2 == 1
-            yield labels_of(make_scene("train", (self.seed, index), crowd))
+        return (labels_of(make_scene("train", (self.seed, index))) for index in count())
 
 
 class TowerHeads(nn.Module):
@@ -65,10 +70,10 @@ class TowerHeads(nn.Module):
         super().__init__()
         self.sizes = (11, len(COLOUR_NAMES) + 1, len(QUADRANTS) + 1, 1)
         self.patch = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self.sizes)))
-        self.image = nn.Linear(width, 3 * THUMBNAIL**2)
+        self.image = nn.Linear(width, 10)
 
     def forward(self, patches: Tensor, cls: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Logits per patch (B, 144, each size) and a thumbnail (B, 48)."""
+        """Logits per patch (B, 144, each size) and of the tags (B, 10)."""
         return self.patch(patches).split(self.sizes, dim=-1), self.image(cls)
 
 
@@ -77,15 +82,7 @@ def normalised(pixels: Tensor) -> Tensor:
     return (pixels.float() / 255.0 - IMAGE_MEAN) / IMAGE_STD
 
 
-def surroundings(batch: Batch) -> Tensor:
-    """Mean colour of 4x4 areas without the patches that digits touch (B, 48)."""
-    clear = (batch["patches"][..., 0] == 0).float().unflatten(1, (GRID, GRID)).unsqueeze(1)
-    colour = F.avg_pool2d(normalised(batch["pixels"]), PATCH) * clear
-    share = F.adaptive_avg_pool2d(clear, THUMBNAIL).clamp(min=0.05)
-    return (F.adaptive_avg_pool2d(colour, THUMBNAIL) / share).flatten(1)
-
-
-def losses(outputs: tuple[tuple[Tensor, ...], Tensor], batch: Batch, cls_weight: float) -> dict[str, Tensor]:
+def losses(outputs: tuple[tuple[Tensor, ...], Tensor], batch: Batch) -> dict[str, Tensor]:
     """The named, weighted parts of the tower's loss."""
     patch_logits, image_logits = outputs
     parts: dict[str, Tensor] = {}
@@ -97,8 +94,7 @@ def losses(outputs: tuple[tuple[Tensor, ...], Tensor], batch: Batch, cls_weight:
         parts[name] = F.cross_entropy(logits, target, weight=weight, ignore_index=FREE)
     heat = patch_logits[3].squeeze(-1).float()
     parts["centre"] = F.binary_cross_entropy_with_logits(heat, batch["centre"], pos_weight=torch.tensor(10.0))
-    thumbnail = surroundings(batch)
-    parts["cls"] = cls_weight * F.mse_loss(image_logits.float(), thumbnail)
+    parts["tags"] = F.binary_cross_entropy_with_logits(image_logits.float(), batch["tags"])
     return parts
 
 
@@ -116,8 +112,7 @@ def accuracies(outputs: tuple[tuple[Tensor, ...], Tensor], batch: Batch) -> dict
     heat = patch_logits[3].squeeze(-1)
     cut = heat[at].quantile(0.05)
     result["centre_fp"] = (heat[nothing] > cut).float().mean().item()
-    thumbnail = surroundings(batch)
-    result["thumbnail_r2"] = 1.0 - (F.mse_loss(image_logits, thumbnail) / thumbnail.var(0).mean()).item()
+    result["tags"] = ((image_logits > 0) == (batch["tags"] > 0)).float().mean().item()
     return result
 
 
@@ -167,12 +162,11 @@ def train(options: argparse.Namespace) -> nn.Module:
     tower = build_model(seed=options.seed).model.vision_tower
     if options.init:
         tower.load_state_dict(load_file(options.init))
-        nn.init.normal_(tower.embeddings.class_embedding)
     heads = TowerHeads(tower.config.hidden_size)
     groups = optimizers(tower, heads, options.rate)
     schedules = schedules_of(groups, options.steps)
     size = options.batch_size
-    source = Scenes(options.seed, mixed=int(0.75 * options.steps) * size)
+    source = Scenes(options.seed)
     loader = iter(DataLoader(source, size, num_workers=1, prefetch_factor=8, collate_fn=stack))
     held_out = stack([labels_of(scene) for scene in scenes(300, "heldout", options.seed)])
     start = time.time()
@@ -181,7 +175,7 @@ def train(options: argparse.Namespace) -> nn.Module:
         with torch.autocast("cpu", torch.bfloat16):
             hidden = tower(normalised(batch["pixels"]))
             outputs = heads(hidden.last_hidden_state[:, 1:], hidden.pooler_output)
-        parts = losses(outputs, batch, options.cls_weight)
+        parts = losses(outputs, batch)
         sum(parts.values(), torch.zeros(())).backward()
         for optimizer, schedule in zip(groups, schedules, strict=True):
             optimizer.step()
@@ -203,7 +197,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--cls-weight", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, default=None, help="start from these tower weights")
     parser.add_argument("--out", type=Path, default=Path("build/pocket/tower.safetensors"))

@@ -34,13 +34,12 @@ from tokenops.pocket.build import (
     build_processor,
 )
 from tokenops.pocket.evaluate import evaluate
-from tokenops.pocket.painting import COLOUR_NAMES
+from tokenops.pocket.painting import COLOUR_NAMES, GREY
 from tokenops.pocket.scenes import DIGIT_WORDS, QUADRANTS, Scene, make_scene, scenes
 
 TOKENS = 144
 PREFIX = 1 + TOKENS
-BLOCK = 7
-FREE = -100
+BLOCK, FREE = 7, -100
 LISTS = (DIGIT_WORDS, COLOUR_NAMES, QUADRANTS)
 EOS_WEIGHT = 0.1
 
@@ -72,10 +71,14 @@ def tokens_of(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def patch_words(scene: Scene) -> np.ndarray:
-    """Digit, colour and quadrant each patch names (144, 3): 0 for none, FREE at a digit's outer strokes."""
-    table = [
-        (d.label + 1, COLOUR_NAMES.index(d.colour) + 1, QUADRANTS.index(d.quadrant) + 1) for d in scene.digits
-    ]
+    """Digit, colour and quadrant each patch names (144, 3): 0 for none, FREE at a digit's outer strokes.
+
+    A decoy has no colour.
+    """
+    table = []
+    for d in scene.digits + scene.decoys:
+        colour = 0 if d.colour == GREY else COLOUR_NAMES.index(d.colour) + 1
+        table.append((d.label + 1, colour, QUADRANTS.index(d.quadrant) + 1))
     words = np.array([*table, (0, 0, 0)])[scene.patch_core]
     words[(scene.patch_core < 0) & (scene.patch_digit >= 0)] = FREE
     return words.astype(np.int8)
@@ -243,10 +246,7 @@ def main() -> None:
     model = build_model(seed=options.seed)
     model.model.vision_tower.load_state_dict(load_file(options.tower))
     model.model.vision_tower.requires_grad_(False)
-    start = time.time()
-    cache = build_cache(model.model.vision_tower, options.images, options.seed)
-    print(f"features of {options.images} images in {time.time() - start:.0f}s", flush=True)
-    train(model, cache, options)
+    train(model, build_cache(model.model.vision_tower, options.images, options.seed), options)
 
 
 if __name__ == "__main__":

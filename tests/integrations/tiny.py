@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -128,6 +129,7 @@ def picture(family: str, which: int, seed: int) -> Picture:
     return Picture(t * h * w // 4, {name: pixels, f"{kind}_grid_thw": torch.tensor([[t, h, w]])}, kind)
 
 
+@cache
 def _anyres(h: int, w: int) -> tuple[int, int]:
     """Crops and placeholders of an image of this size, counted by the model's own packing."""
     model = llava_next().model
@@ -167,7 +169,9 @@ def merge(out: dict[str, Any], pictures: list[Picture]) -> dict[str, Any]:
         values = [p.inputs[name] for p in pictures if name in p.inputs]
         if name == "pixel_values" and values[0].ndim == 5:
             most = max(v.shape[1] for v in values)
-            values = [torch.cat([v, v.new_zeros(v.shape[0], most - v.shape[1], *v.shape[2:])], 1) for v in values]
+            values = [
+                torch.cat([v, v.new_zeros(v.shape[0], most - v.shape[1], *v.shape[2:])], 1) for v in values
+            ]
         out[name] = torch.cat(values)
     return out
 

@@ -15,7 +15,7 @@ from tokenops.integrations.probe import probe_cls
 from tokenops.integrations.state import State
 from tokenops.integrations.trace import Trace
 from tokenops.integrations.visual import Decision, traces
-from tokenops.integrations.wrap import wrap
+from tokenops.integrations.wrap import Undo, wrap
 from tokenops.pipeline import Pipeline
 from tokenops.signals import SIGNALS
 from tokenops.stages import Prune
@@ -28,7 +28,7 @@ class Handle:
     """A pipeline attached to a model. A context manager; :meth:`remove` ends it."""
 
     def __init__(self, parts: Parts, state: State, undo: list[Callable[[], None]]) -> None:
-        self.model, self._base, self._state, self._undo = parts.model, parts.base, state, undo
+        self.model, self._state, self._undo = parts.model, state, undo
 
     @property
     def pipeline(self) -> Pipeline:
@@ -52,10 +52,11 @@ class Handle:
         Raises:
             TokenOpsError: something else wrapped the model after us; nothing is removed then.
         """
+        for undo in self._undo:
+            if isinstance(undo, Undo):
+                undo.check()
         while self._undo:
-            self._undo[-1]()
-            self._undo.pop()
-        self._base.__dict__.pop(_STATE, None)
+            self._undo.pop()()
 
     def __enter__(self) -> Handle:
         return self
@@ -93,6 +94,7 @@ def attach(model: nn.Module, pipeline: Pipeline, *, family: Family | None = None
     parts = find_parts(model, family)
     if _STATE in parts.base.__dict__:
         raise TokenOpsError("attach", "a model without a pipeline (join them with |)", "one attached already")
+    _check_language_model(parts.language_model.config)
     wanted = _check_stages(parts, pipeline)
     state = State(parts, pipeline)
     undo: list[Callable[[], None]] = []
@@ -139,6 +141,15 @@ def _language(module: Any, original: Callable[..., Any], arguments: dict[str, An
     return module.__dict__[_STATE].language(module, original, arguments)
 
 
+def _check_language_model(config: Any) -> None:
+    """Distances between kept tokens are not those of the sequence, so attention windows would be wrong."""
+    kinds = getattr(config, "layer_types", None)
+    windowed = {"sliding_window"} if kinds is None and getattr(config, "sliding_window", None) else set()
+    windowed |= set(kinds or ()) - {"full_attention"}
+    if windowed:
+        raise TokenOpsError("attach", "a language model with full attention", ", ".join(sorted(windowed)))
+
+
 def _check_stages(parts: Parts, pipeline: Pipeline) -> set[str]:
     """Signals the pipeline needs, after a trial of every stage on empty features of this model."""
     table = parts.language_model.get_input_embeddings().weight
@@ -169,6 +180,10 @@ def _try_stage(name: str, stage: Prune, table: Tensor) -> None:
         stage.eval()
         with torch.no_grad(), torch.random.fork_rng(devices):
             stage.select(x, mask, signals)
+    except TokenOpsError:
+        raise
+    except Exception as error:
+        raise TokenOpsError("attach", f"{name} to run on features (b, n, {x.shape[2]})", error) from error
     finally:
         for module, mode in modes:
             module.training = mode

@@ -22,6 +22,7 @@ class KeptLayer(DynamicLayer):
     Attributes:
         source: (b stored) long, original index of every entry; -1 for filler of ragged rows.
         dropped: tokens seen and not stored, the same in every row.
+        ragged: the caller's mask, right-aligned, does not tell which entries are real.
     """
 
     def __init__(self, layer: DynamicLayer) -> None:
@@ -126,15 +127,14 @@ def stored_source(cache: Any, batch: int, device: torch.device) -> Tensor:
     return torch.arange(seen, device=device).expand(batch, seen)
 
 
-def remember(cache: Any, before: Tensor, new: Tensor, dropped: int, ragged: bool) -> None:
-    """Record in every layer what one forward stored: ``new`` behind ``before``, ``dropped`` tokens less."""
-    source = torch.cat([before, new], dim=1)
+def remember(cache: Any, source: Tensor, dropped: int, ragged: bool) -> None:
+    """Record in every layer what it stores after one forward that dropped ``dropped`` tokens more."""
     for i, layer in enumerate(cache.layers):
         if not isinstance(layer, KeptLayer):
             layer = cache.layers[i] = KeptLayer(layer)
         layer.source = source
         layer.dropped += dropped
-        layer.ragged = layer.ragged or ragged
+        layer.ragged = ragged
 
 
 class attached_cache:

@@ -23,6 +23,7 @@ class Unit:
         grid: (n 3) long, (frame or crop, row, column) of every patch in placeholder order.
         line: (p) long or None. A line break stays iff a patch with its line number stays; -1 for patches
             without one.
+        crops: how often the vision tower looked at it.
         cls_attention: (n) float or None, in placeholder order.
     """
 
@@ -30,6 +31,7 @@ class Unit:
     patch: Tensor
     grid: Tensor
     line: Tensor | None = None
+    crops: int = 1
     cls_attention: Tensor | None = None
 
     @property
@@ -118,5 +120,5 @@ def anyres(base: Any, call: Mapping[str, Any], features: Sequence[Tensor], kind:
         line = (patch < 0).long().cumsum(0) - (patch < 0).long()
         if count > 1:
             line[(patch >= 0) & (patch < per_crop)] = -1
-        units.append(Unit(kind, patch, grid, line))
+        units.append(Unit(kind, patch, grid, line, count))
     return units

@@ -45,6 +45,14 @@ def key_validity(mask: Any, source: Tensor, seen: int) -> Tensor:
     return valid
 
 
+def misread(mask: Any, source: Tensor, seen: int) -> bool:
+    """Whether the caller's mask, counted from the right, hides or shows the wrong stored entries."""
+    shown = torch.ones_like(source, dtype=torch.bool)
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        shown = shown & mask[:, -source.shape[1] :].to(device=source.device, dtype=torch.bool)
+    return not torch.equal(key_validity(mask, source, seen), shown)
+
+
 def reduce_mask(mask: Any, chosen: Selection, source: Tensor, seen: int, dropped: int) -> Any:
     """The caller's mask for the kept queries over the stored and the kept new keys.
 
@@ -105,11 +113,13 @@ def _gated(mask: Tensor | None, gate: Tensor, valid: Tensor, dtype: torch.dtype)
         seen = seen[None, None] & valid[:, None, None, :]
     else:
         seen = visible(mask)
+    # padding sees itself only, so that no softmax runs over nothing
+    seen = seen | (~valid[:, None, :, None] & torch.eye(length, dtype=torch.bool, device=gate.device))
     open_ = gate > 0
     bias = torch.where(open_, torch.where(open_, gate, 1.0).log(), lowest).clamp(min=lowest).to(dtype)
     base = bias[:, None, None, :].expand(-1, seen.shape[1], length, length)
     if mask is not None and mask.dtype != torch.bool:
-        base = base + mask.clamp(min=lowest / 2).to(dtype)
+        base = base + mask.where(visible(mask), 0.0).to(dtype)
     return torch.where(seen, base, lowest)
 
 

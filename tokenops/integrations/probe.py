@@ -90,10 +90,10 @@ def probe_cls(parts: Parts) -> tuple[Sink, Callable[[], None]]:
 
 
 def cls_rows(sink: Sink, crops: list[int]) -> list[Tensor]:
-    """(patches) attention of the CLS token to each image's patches, crop after crop."""
+    """(crops, tokens) attention of the CLS token in each image, to itself first."""
     rows = sink.rows
     if rows is None or rows.shape[0] != sum(crops):
         raise TokenOpsError(
             "probe", f"CLS rows of {sum(crops)} crops", None if rows is None else tuple(rows.shape)
         )
-    return [part[:, 1:].flatten() for part in torch.split(rows, crops)]
+    return list(torch.split(rows, crops))

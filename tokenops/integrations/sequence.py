@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,19 +16,11 @@ from tokenops.integrations.cache import (
     remember,
     stored_source,
 )
-from tokenops.integrations.masks import for_backend, gated_mask, query_validity, reduce_mask
+from tokenops.integrations.masks import for_backend, gated_mask, misread, query_validity, reduce_mask
 from tokenops.kernels.rows import gather_rows
 from tokenops.tokenmap import Selection
 
 _PACKED = ("cu_seq_lens_q", "cu_seqlens", "cache", "block_tables")
-
-
-@dataclass
-class Shortening:
-    """A Selection over the new tokens of a call, as the language model will run it."""
-
-    chosen: Selection
-    ragged: bool
 
 
 def new_validity(arguments: Mapping[str, Any]) -> Tensor:
@@ -58,47 +49,45 @@ def run_gated(
 def run_short(
     call: Callable[..., Any],
     arguments: dict[str, Any],
-    shortening: Shortening | None,
+    chosen: Selection | None,
     token_axes: Mapping[str, int],
     implementation: str | None,
-    use_cache: bool,
 ) -> Any:
     """Run the language model on the kept tokens; outputs come back at the original length.
 
-    ``shortening`` None keeps every new token, for calls that only continue a shortened cache.
+    ``chosen`` None keeps every new token, for calls that only continue a shortened cache.
     """
     embeds, cache = arguments["inputs_embeds"], arguments.get("past_key_values")
     b, length = embeds.shape[:2]
-    _check_call(arguments, shortening, use_cache)
-    if shortening is None:
-        valid = new_validity(arguments)
+    _check_call(arguments, chosen)
+    shorter = chosen is not None
+    if chosen is None:
         index = torch.arange(length, device=embeds.device).expand(b, length)
-        chosen, ragged = Selection(index, valid, length), not bool(valid.all())
-    else:
-        chosen, ragged = shortening.chosen, shortening.ragged
+        chosen = Selection(index, new_validity(arguments), length)
     kept = kept_layer(cache)
     before = stored_source(cache, b, embeds.device)
     dropped = kept.dropped if kept is not None else 0
     seen = before.shape[1] + dropped
     arguments["position_ids"] = _positions(arguments, seen)
-    mask = reduce_mask(arguments.get("attention_mask"), chosen, before, seen, dropped)
+    given = arguments.get("attention_mask")
+    mask = reduce_mask(given, chosen, before, seen, dropped)
     arguments["attention_mask"] = for_backend(mask, implementation, embeds.dtype)
-    if shortening is not None:
+    if shorter:
         _reduce_arguments(arguments, chosen, {"inputs_embeds": 1, **token_axes}, length)
     with attached_cache(cache):
         outputs = call(**arguments)
     cache = getattr(outputs, "past_key_values", None) if cache is None else cache
     if cache is not None:
-        new = torch.where(chosen.valid, chosen.index + seen, -1)
-        remember(cache, before, new, length - chosen.k, ragged)
-    return outputs if shortening is None else _lift_outputs(outputs, chosen)
+        source = torch.cat([before, torch.where(chosen.valid, chosen.index + seen, -1)], dim=1)
+        ragged = (kept is not None and kept.ragged) or misread(given, source, seen + length)
+        remember(cache, source, length - chosen.k, ragged)
+    return _lift_outputs(outputs, chosen) if shorter else outputs
 
 
-def _check_call(arguments: Mapping[str, Any], shortening: Shortening | None, use_cache: bool) -> None:
-    if shortening is None:
+def _check_call(arguments: Mapping[str, Any], chosen: Selection | None) -> None:
+    if chosen is None:
         return
-    if use_cache:
-        check_can_shorten(arguments.get("past_key_values"))
+    check_can_shorten(arguments.get("past_key_values"))
     for name in _PACKED:
         if arguments.get(name) is not None:
             raise TokenOpsError("attach", "padded sequences, not packed or paged ones", name)

@@ -13,7 +13,7 @@ from tokenops.integrations.cache import kept_layer
 from tokenops.integrations.families import Parts
 from tokenops.integrations.layouts import Unit
 from tokenops.integrations.probe import Sink, cls_rows
-from tokenops.integrations.sequence import Shortening, new_validity, run_gated, run_short
+from tokenops.integrations.sequence import new_validity, run_gated, run_short
 from tokenops.integrations.visual import Decision, decide, place
 from tokenops.pipeline import Pipeline
 from tokenops.stages import Prune
@@ -48,6 +48,10 @@ class State:
         self.call: Call | None = None
         self.decision: Decision | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: what the last call left, tensors of its graph among it, stays behind."""
+        return vars(self) | {"call": None, "decision": None}
+
     # -- features: remember what each tensor of visual features is --------------------------------------
 
     def features(self, base: Any, original: Callable[..., Any], arguments: dict[str, Any], kind: str) -> Any:
@@ -62,10 +66,9 @@ class State:
     def _note(self, base: Any, arguments: dict[str, Any], features: Sequence[Tensor], kind: str) -> None:
         units = self.family.layout(base, arguments, features, kind)
         if self.sink is not None and kind == "image":
-            per_crop = self.sink.rows.shape[1] - 1 if self.sink.rows is not None else 1
-            crops = [(int(u.patch.max()) // per_crop) + 1 for u in units]
-            for unit, rows in zip(units, cls_rows(self.sink, crops), strict=True):
-                unit.cls_attention = rows[unit.patch[unit.patch >= 0].to(rows.device)]
+            for unit, rows in zip(units, cls_rows(self.sink, [u.crops for u in units]), strict=True):
+                rows = rows if bool((unit.grid[:, 1] < 0).any()) else rows[:, 1:]
+                unit.cls_attention = rows.flatten()[unit.patch[unit.patch >= 0].to(rows.device)]
             self.sink.rows = None
         for unit, feature in zip(units, features, strict=True):
             setattr(feature, _UNIT, unit)
@@ -118,14 +121,12 @@ class State:
             gate = decision.over_sequence.gate
             assert gate is not None
             return run_gated(original, arguments, gate, stage.gate, implementation)
-        short = None
+        chosen = None
         if decision is not None and decision.dropped:
-            short = Shortening(decision.over_sequence, decision.ragged)
+            chosen = decision.over_sequence
         elif kept_layer(arguments.get("past_key_values")) is None:
             return original(**arguments)
-        use_cache = arguments.get("use_cache")
-        use_cache = module.config.use_cache if use_cache is None else use_cache
-        return run_short(original, arguments, short, self.family.token_axes, implementation, bool(use_cache))
+        return run_short(original, arguments, chosen, self.family.token_axes, implementation)
 
     @_eager
     def _decide(self, module: Any, arguments: Mapping[str, Any]) -> Decision | None:

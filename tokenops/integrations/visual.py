@@ -44,7 +44,6 @@ class Decision:
         groups: the units of each group.
         over_sequence: the same decision over whole sequences.
         dropped: whether any real token leaves.
-        ragged: whether rows keep different counts.
     """
 
     chosen: Selection
@@ -53,7 +52,6 @@ class Decision:
     groups: list[list[Placed]]
     over_sequence: Selection
     dropped: bool
-    ragged: bool
 
 
 def place(units: Mapping[str, Sequence[Unit]], tokens: Mapping[str, Tensor]) -> list[Placed]:
@@ -110,7 +108,8 @@ def decide(stage: Prune, embeds: Tensor, placed: Sequence[Placed], valid: Tensor
     groups = _grouped(placed, stage.scope)
     rows = torch.tensor([g[0].row for g in groups], device=embeds.device)
     positions = _padded([[p.patches for p in g] for g in groups], -1)
-    mask = positions >= 0
+    mask = (positions >= 0) & valid[rows].gather(1, positions.clamp(min=0))
+    positions = torch.where(mask, positions, -1)
     length = valid.shape[1]
     flat = (rows[:, None] * length + positions).clamp(min=0)
     x = gather_rows(embeds.flatten(0, 1)[None], flat.flatten()[None])[0].view(*flat.shape, embeds.shape[2])
@@ -126,9 +125,8 @@ def decide(stage: Prune, embeds: Tensor, placed: Sequence[Placed], valid: Tensor
     over = replace(chosen, scores=None).scatter(
         positions, length, rows=rows, valid=_without_lines(valid, groups, kept)
     )
-    lost = valid & ~over.mask
-    dropped, short = torch.stack([lost.any(), (over.counts < over.k).any()]).tolist()
-    return Decision(chosen, mask, rows, groups, over, dropped, short)
+    dropped = bool((valid & ~over.mask).any())
+    return Decision(chosen, mask, rows, groups, over, dropped)
 
 
 def _without_lines(valid: Tensor, groups: list[list[Placed]], kept: Tensor) -> Tensor:

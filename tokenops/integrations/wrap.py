@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenops.errors import TokenOpsError
 
-_MARK = "_tokenops_wrapper"
+_PREVIOUS = "_tokenops_previous_"
 Around = Callable[[Any, Callable[..., Any], dict[str, Any]], Any]
 
 
@@ -30,35 +30,46 @@ def named_arguments(
     return arguments
 
 
-def wrap(module: Any, method: str, around: Around) -> Callable[[], None]:
+class Undo:
+    """Takes one wrapper off again."""
+
+    def __init__(self, module: Any, method: str, bound: MethodType) -> None:
+        self.module, self.method, self.bound = module, method, bound
+
+    def check(self) -> None:
+        """Raise TokenOpsError when something else wrapped the method after us: last in, first out."""
+        if self.module.__dict__.get(self.method) is not self.bound:
+            who = f"{type(self.module).__name__}.{self.method}"
+            raise TokenOpsError("remove", f"{who} as attach left it", "a later wrapper")
+
+    def __call__(self) -> None:
+        """Put back what was there."""
+        self.check()
+        previous = self.module.__dict__.pop(_PREVIOUS + self.method, None)
+        if previous is None:
+            object.__delattr__(self.module, self.method)
+        else:
+            object.__setattr__(self.module, self.method, previous)
+
+
+def wrap(module: Any, method: str, around: Around) -> Undo:
     """Shadow ``module.method`` by ``around(module, original, arguments)``; returns the undo.
 
     The wrapper is a bound method found in the instance's ``__dict__``: a deep copy of the module carries a
     wrapper bound to the copy, which runs the copy's own weights. Signature and docstring are the original's.
-    An instance attribute that was there before (as accelerate sets) is called and later restored.
-
-    The undo raises TokenOpsError when something else wrapped the method after us: last in, first out.
+    An instance attribute that was there before (as accelerate sets) is called and later restored; it waits in
+    the ``__dict__`` too, so that a copy calls its own.
     """
     previous = module.__dict__.get(method)
     class_function = getattr(type(module), method)
 
     @functools.wraps(class_function)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        original = MethodType(class_function, self) if previous is None else previous
+        original = self.__dict__.get(_PREVIOUS + method) or MethodType(class_function, self)
         return around(self, original, named_arguments(original, args, kwargs))
 
-    setattr(wrapper, _MARK, True)
     bound = MethodType(wrapper, module)
+    if previous is not None:
+        module.__dict__[_PREVIOUS + method] = previous
     object.__setattr__(module, method, bound)
-
-    def undo() -> None:
-        if module.__dict__.get(method) is not bound:
-            raise TokenOpsError(
-                "remove", f"{type(module).__name__}.{method} as attach left it", "a later wrapper"
-            )
-        if previous is None:
-            object.__delattr__(module, method)
-        else:
-            object.__setattr__(module, method, previous)
-
-    return undo
+    return Undo(module, method, bound)

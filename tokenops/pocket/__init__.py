@@ -6,7 +6,7 @@ and documentation without downloads. Nothing of transformers is imported before 
 >>> from tokenops import pocket
 >>> scene = pocket.scenes(1, "heldout", seed=1)[0]
 >>> [question.text for question in scene.questions()][-1]
-'how many digits ?'
+'how many coloured digits ?'
 """
 
 from __future__ import annotations

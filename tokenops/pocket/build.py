@@ -24,7 +24,7 @@ PAD, BOS, EOS, UNK, IMAGE = "<pad>", "<bos>", "<eos>", "<unk>", "<image>"
 NOTHING = "nothing"
 VOCABULARY: tuple[str, ...] = (
     *(PAD, BOS, EOS, UNK, IMAGE),
-    *("what", "where", "how", "many", "digit", "digits", "is", "?", NOTHING),
+    *("what", "where", "how", "many", "coloured", "digit", "digits", "is", "?", NOTHING),
     *DIGIT_WORDS,
     *COLOUR_NAMES,
     *QUADRANTS,

@@ -21,6 +21,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "orange": (245, 140, 30),
 }
 COLOUR_NAMES = tuple(COLOURS)
+GREY = "grey"
 CORE_RADIUS = 8.0
 _BELONGS = 4.0
 Box = tuple[int, int, int, int]
@@ -87,7 +88,10 @@ def paste(
     y = centre[1] - (top + bottom) // 2
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + CANVAS, IMAGE_SIZE), min(y + CANVAS, IMAGE_SIZE)
     alpha = mask[y0 - y : y1 - y, x0 - x : x1 - x]
-    rgb = (np.array(COLOURS[colour]) + rng.integers(-14, 15, 3)) * rng.uniform(0.85, 1.0)
+    if colour == GREY:
+        rgb = np.full(3, rng.uniform(130, 215))
+    else:
+        rgb = (np.array(COLOURS[colour]) + rng.integers(-14, 15, 3)) * rng.uniform(0.85, 1.0)
     window = canvas[y0:y1, x0:x1]
     window += alpha[:, :, None] * (rgb.astype(np.float32) - window)
     ink = np.zeros((IMAGE_SIZE, IMAGE_SIZE), np.float32)

@@ -37,15 +37,17 @@ def random_scores(scenes: Sequence[Scene], seed: int = 0) -> Tensor:
 
 
 def digit_scores(scenes: Sequence[Scene], seed: int = 0) -> Tensor:
-    """Random scores, patches with a digit's ink before all others."""
+    """Random scores, patches with a coloured digit's ink before all others."""
     import torch
 
-    on_digit = torch.from_numpy(np.stack([scene.patch_digit for scene in scenes]) >= 0)
+    owner = np.stack([scene.patch_digit for scene in scenes])
+    asked = np.array([len(scene.digits) for scene in scenes])[:, None]
+    on_digit = torch.from_numpy((owner >= 0) & (owner < asked))
     return random_scores(scenes, seed) + on_digit
 
 
 def oracle_scores(scenes: Sequence[Scene]) -> Tensor:
-    """Nearness to the nearest digit's centre, in pixels and negative."""
+    """Nearness to the nearest coloured digit's centre, in pixels and negative."""
     import torch
 
     middle = np.arange(GRID) * PATCH + PATCH / 2

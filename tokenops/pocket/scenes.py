@@ -1,7 +1,9 @@
 """Seeded scenes of coloured handwritten digits among clutter, with questions and answers.
 
-A scene is a 96x96 RGB image, seen as 12x12 = 144 patches of 8x8 pixels. It holds two to four digits, at
-most one per quadrant, all of different classes and colours. Every question is answered by one word.
+A scene is a 96x96 RGB image, seen as 12x12 = 144 patches of 8x8 pixels. It holds two to four coloured digits,
+at most one per quadrant, all of different classes and colours, and up to seven grey decoys: handwritten
+digits of other classes, about which nobody asks. So what stands out and what matters are two things, and a
+selector has to know the difference. Every question is answered by one word.
 
 >>> scene = scenes(1, "heldout", seed=3)[0]
 >>> scene.image.size, scene.patch_digit.shape, 2 <= len(scene.digits) <= 4
@@ -23,7 +25,7 @@ from tokenops.errors import TokenOpsError
 from tokenops.pocket.glyphs import SPLITS, Split
 from tokenops.pocket.painting import (
     COLOUR_NAMES,
-    COLOURS,
+    GREY,
     GRID,
     IMAGE_SIZE,
     PATCH,
@@ -36,12 +38,13 @@ Kind = Literal["what", "where", "count"]
 KINDS: tuple[Kind, ...] = ("what", "where", "count")
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 QUADRANTS = ("topleft", "topright", "bottomleft", "bottomright")
+DECOYS, DISTANCE = 7, 21.0
 _MARGIN = 12
 
 
 @dataclass(frozen=True)
 class Digit:
-    """One digit of a scene; ``box`` is (left, top, right, bottom) of its ink in pixels."""
+    """One digit of a scene; ``box`` is (left, top, right, bottom) of its ink in pixels; decoys are grey."""
 
     label: int
     colour: str
@@ -78,13 +81,14 @@ class Question:
 class Scene:
     """An image and what is in it.
 
-    ``patch_digit`` (144,) int64 says to which digit (index into ``digits``) a patch belongs, -1 for none:
-    at least four pixels' worth of its ink. ``patch_core`` (144,) is -1 too for all but the patches whose
-    middle is within 8 pixels of the digit's centre.
+    ``patch_digit`` (144,) int64 says to which digit a patch belongs, as an index into ``digits + decoys``, -1
+    for none: at least four pixels' worth of its ink. ``patch_core`` (144,) is -1 too for all but the patches
+    whose middle is within 8 pixels of the digit's centre.
     """
 
     image: Image.Image
     digits: tuple[Digit, ...]
+    decoys: tuple[Digit, ...]
     patch_digit: NDArray[np.int64]
     patch_core: NDArray[np.int64]
 
@@ -95,70 +99,85 @@ class Scene:
 
     @property
     def centre_patches(self) -> tuple[int, ...]:
-        """For each digit the patch (0..143, row-major) that holds its centre."""
+        """For each coloured digit the patch (0..143, row-major) that holds its centre."""
         return tuple(int(y // PATCH) * GRID + int(x // PATCH) for x, y in (d.centre for d in self.digits))
 
     def questions(self) -> tuple[Question, ...]:
         """All questions with their answers: what and where once per digit, then how many.
 
         >>> scenes(1, "heldout", seed=0)[0].questions()[-1].text
-        'how many digits ?'
+        'how many coloured digits ?'
         """
         what = [Question("what", f"what digit is {d.colour} ?", d.word) for d in self.digits]
         where = [Question("where", f"where is {d.word} ?", d.quadrant) for d in self.digits]
-        return (*what, *where, Question("count", "how many digits ?", DIGIT_WORDS[len(self.digits)]))
+        count_ = Question("count", "how many coloured digits ?", DIGIT_WORDS[len(self.digits)])
+        return (*what, *where, count_)
+
+
+Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What to paint, one entry per digit: labels, colour indices and centres (x, y)."""
+    """What to paint: classes, colours and centres (x, y) of the digits, classes and centres of the decoys."""
 
     labels: tuple[int, ...]
-    colours: tuple[int, ...]
-    centres: tuple[tuple[int, int], ...]
+    colours: tuple[str, ...]
+    centres: tuple[Place, ...]
+    decoys: tuple[tuple[int, Place], ...]
 
 
-def _scene_plan(rng: np.random.Generator) -> _Plan:
+def _plan(rng: np.random.Generator) -> _Plan:
     number = int(rng.integers(2, 5))
-    labels, colours = rng.permutation(10)[:number], rng.permutation(len(COLOURS))[:number]
+    labels, colours = rng.permutation(10), rng.permutation(len(COLOUR_NAMES))[:number]
     half = IMAGE_SIZE // 2
     places = rng.permutation(4)[:number]
     inside = rng.integers(_MARGIN, half - _MARGIN + 1, (number, 2))
     centres = [
         (int(x + half * (q % 2)), int(y + half * (q // 2))) for (x, y), q in zip(inside, places, strict=True)
     ]
-    return _Plan(tuple(map(int, labels)), tuple(map(int, colours)), tuple(centres))
-
-
-def _crowd_plan(rng: np.random.Generator) -> _Plan:
-    cells = rng.permutation(9)[: int(rng.integers(7, 10))]
-    jitter = rng.integers(12, 21, (len(cells), 2))
-    centres = [
-        (int(x + 32 * (c % 3)), int(y + 32 * (c // 3))) for (x, y), c in zip(jitter, cells, strict=True)
+    decoys = [
+        (int(label), place)
+        for label, place in zip(rng.choice(labels[number:], DECOYS), _gaps(centres, rng), strict=False)
     ]
-    labels, colours = rng.integers(0, 10, len(cells)), rng.integers(0, len(COLOURS), len(cells))
-    return _Plan(tuple(map(int, labels)), tuple(map(int, colours)), tuple(centres))
+    return _Plan(
+        tuple(map(int, labels[:number])),
+        tuple(COLOUR_NAMES[c] for c in colours),
+        tuple(centres),
+        tuple(decoys),
+    )
+
+
+def _gaps(taken: list[Place], rng: np.random.Generator) -> list[Place]:
+    """Up to DECOYS places at least DISTANCE pixels from everything taken and from each other."""
+    places = list(taken)
+    for x, y in rng.integers(_MARGIN, IMAGE_SIZE - _MARGIN + 1, (80, 2)):
+        if len(places) == len(taken) + DECOYS:
+            break
+        if all(np.hypot(x - a, y - b) >= DISTANCE for a, b in places):
+            places.append((int(x), int(y)))
+    return places[len(taken) :]
 
 
 def _paint(plan: _Plan, split: Split, rng: np.random.Generator) -> Scene:
     canvas = background(rng)
-    digits, boxes, inks = [], [], []
-    for label, colour, centre in zip(plan.labels, plan.colours, plan.centres, strict=True):
-        box, ink = paste(canvas, label, COLOUR_NAMES[colour], centre, split, rng)
+    digits = list(zip(plan.labels, plan.colours, plan.centres, strict=True))
+    decoys = [(label, GREY, centre) for label, centre in plan.decoys]
+    painted: dict[int, tuple[Digit, NDArray[np.float32]]] = {}
+    # decoys first: where ink meets, the coloured digit lies on top
+    for number, (label, colour, centre) in sorted(enumerate(digits + decoys), key=lambda item: -item[0]):
+        box, ink = paste(canvas, label, colour, centre, split, rng)
         quadrant = QUADRANTS[2 * (centre[1] >= IMAGE_SIZE // 2) + (centre[0] >= IMAGE_SIZE // 2)]
-        digits.append(Digit(label, COLOUR_NAMES[colour], quadrant, box))
-        boxes.append(box)
-        inks.append(ink)
-    belongs, core = patch_maps(boxes, inks)
+        painted[number] = Digit(label, colour, quadrant, box), ink
+    all_digits = tuple(painted[number][0] for number in range(len(painted)))
+    inks = [painted[number][1] for number in range(len(painted))]
+    belongs, core = patch_maps([digit.box for digit in all_digits], inks)
     image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
-    return Scene(image, tuple(digits), belongs, core)
+    return Scene(image, all_digits[: len(digits)], all_digits[len(digits) :], belongs, core)
 
 
-def make_scene(split: Split, seed: tuple[int, ...], crowd: bool = False) -> Scene:
+def make_scene(split: Split, seed: tuple[int, ...]) -> Scene:
     """The scene of a seed: augmented digits for training, the held-out ones as they are.
-
-    With ``crowd`` seven to nine digits stand in a loose 3x3 grid and classes and colours may repeat: no
-    questions make sense there, but a vision tower learns from three times as many digits.
 
     >>> a, b = make_scene("train", (1, 2)), make_scene("train", (1, 2))
     >>> a.digits == b.digits and bool((a.pixels == b.pixels).all())
@@ -167,7 +186,7 @@ def make_scene(split: Split, seed: tuple[int, ...], crowd: bool = False) -> Scen
     if split not in SPLITS:
         raise TokenOpsError("tokenops.pocket.make_scene", f"a split among {SPLITS}", repr(split))
     rng = np.random.default_rng((SPLITS.index(split), *seed))
-    return _paint(_crowd_plan(rng) if crowd else _scene_plan(rng), split, rng)
+    return _paint(_plan(rng), split, rng)
 
 
 def stream(split: Split, seed: int) -> Iterator[Scene]:
