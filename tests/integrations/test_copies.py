@@ -103,3 +103,32 @@ def test_an_earlier_instance_forward_is_called_and_restored(family: str) -> None
                 p.zero_()
         assert torch.equal(run(twin, inputs), want)
     assert [m.__dict__["forward"] for m in hooked] == hooks
+
+
+def test_a_deep_copy_has_a_handle_of_its_own() -> None:
+    from tokenops.integrations import attached
+
+    model = tiny.llava()
+    assert attached(model) is None
+    with tokenops.attach(model, tokenops.recipes.random(0.5)) as handle:
+        twin = copy.deepcopy(model)
+        own = attached(twin)
+        assert own is not None
+        assert own.attached
+        own.remove()
+        assert attached(twin) is None
+        assert handle.attached
+        assert "forward" not in vars(twin.model)
+        assert "forward" in vars(model.model)
+    assert not handle.attached
+
+
+def test_a_copied_handle_removes_from_the_copy() -> None:
+    from tokenops.integrations import attached
+
+    model = tiny.llava()
+    with tokenops.attach(model, tokenops.recipes.cls_attention(0.5)) as handle:
+        twin, twin_handle = copy.deepcopy((model, handle))
+        twin_handle.remove()
+        assert attached(twin) is None
+        assert attached(model) is not None

@@ -216,6 +216,6 @@ def test_a_gate_in_attention_refuses_a_cached_past() -> None:
         cache = model(**tiny.sample("llava", [], 2), use_cache=True).past_key_values
         before = cache.get_seq_length()
         inputs["attention_mask"] = torch.ones(1, before + inputs["input_ids"].shape[1])
-        with pytest.raises(TokenOpsError, match="without cached tokens"):
+        with pytest.raises(TokenOpsError, match="soft masks without a cache"):
             model(**inputs, past_key_values=cache)
         assert cache.get_seq_length() == before

@@ -20,7 +20,7 @@ def scores_of(scorer: Any, x: Tensor) -> Tensor:
 
 
 class _Soft(torch.autograd.Function):
-    """sigmoid(s + t) with sum k, by bisection; gradient as in METHODS §1."""
+    """sigmoid(s + t) with sum k, by bisection; gradient v g - v (v·g) / sum v."""
 
     @staticmethod
     def forward(ctx: Any, s: Tensor, k: int) -> Tensor:

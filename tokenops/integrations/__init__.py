@@ -9,13 +9,13 @@ from tokenops.integrations.families import FAMILIES, Family
 from tokenops.integrations.trace import Trace
 
 if TYPE_CHECKING:
-    from tokenops.integrations.attaching import Handle, attach
+    from tokenops.integrations.attaching import Handle, attach, attached
 
-__all__ = ["FAMILIES", "Family", "Handle", "Trace", "attach"]
+__all__ = ["FAMILIES", "Family", "Handle", "Trace", "attach", "attached"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("Handle", "attach"):
+    if name not in ("Handle", "attach", "attached"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
         from tokenops.integrations import attaching as module

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,11 +10,11 @@ from torch import Tensor, nn
 
 from tokenops.errors import TokenOpsError
 from tokenops.integrations.families import Family, Parts, find_parts
-from tokenops.integrations.probe import probe_cls
+from tokenops.integrations.probe import find_cls, probe, unprobe
 from tokenops.integrations.state import State
 from tokenops.integrations.trace import Trace
 from tokenops.integrations.visual import Decision, traces
-from tokenops.integrations.wrap import Undo, wrap
+from tokenops.integrations.wrap import Around, is_wrapped, unwrap, wrap
 from tokenops.pipeline import Pipeline
 from tokenops.signals import SIGNALS
 from tokenops.stages import Prune
@@ -27,8 +26,13 @@ _AVAILABLE = {"mask", "grid", "cls_attention"}
 class Handle:
     """A pipeline attached to a model. A context manager; :meth:`remove` ends it."""
 
-    def __init__(self, parts: Parts, state: State, undo: list[Callable[[], None]]) -> None:
-        self.model, self._state, self._undo = parts.model, state, undo
+    def __init__(self, parts: Parts, state: State) -> None:
+        self._parts, self._state = parts, state
+
+    @property
+    def model(self) -> nn.Module:
+        """The model it is attached to."""
+        return self._parts.model
 
     @property
     def pipeline(self) -> Pipeline:
@@ -52,11 +56,18 @@ class Handle:
         Raises:
             TokenOpsError: something else wrapped the model after us; nothing is removed then.
         """
-        for undo in self._undo:
-            if isinstance(undo, Undo):
-                undo.check()
-        while self._undo:
-            self._undo.pop()()
+        if not self.attached:
+            return
+        places = list(_places(self._parts))
+        for module, method, _ in places:
+            if not is_wrapped(module, method):
+                unwrap(module, method)  # says what is in the way
+        _detach(self._parts)
+
+    @property
+    def attached(self) -> bool:
+        """Whether the model still runs this pipeline."""
+        return self._parts.base.__dict__.get(_STATE) is self._state
 
     def __enter__(self) -> Handle:
         return self
@@ -65,7 +76,7 @@ class Handle:
         self.remove()
 
     def __repr__(self) -> str:
-        how = "attached" if self._undo else "removed"
+        how = "attached" if self.attached else "removed"
         return f"Handle({type(self.model).__name__}, {self.pipeline!r}, {how})"
 
 
@@ -74,7 +85,7 @@ def attach(model: nn.Module, pipeline: Pipeline, *, family: Family | None = None
 
     ``generate``, forward, loss, caches and checkpoints keep working; ``keep=1.0`` is bit-identical. Hidden
     states and logits come back at the original length: a dropped position carries the state of the last kept
-    token before it.
+    token before it. Attention maps, if asked for, are those of the kept tokens.
 
     Args:
         model: a transformers model of a known family (LLaVA-1.5, LLaVA-NeXT, Qwen2.5-VL), also inside PEFT or
@@ -97,30 +108,43 @@ def attach(model: nn.Module, pipeline: Pipeline, *, family: Family | None = None
     _check_language_model(parts.language_model.config)
     wanted = _check_stages(parts, pipeline)
     state = State(parts, pipeline)
-    undo: list[Callable[[], None]] = []
-    with _all_or_nothing(undo):
-        if "cls_attention" in wanted:
-            state.sink, take_out = probe_cls(parts)
-            undo.append(take_out)
-        parts.base.__dict__[_STATE] = state
-        undo.append(lambda: parts.base.__dict__.pop(_STATE, None))
-        parts.language_model.__dict__[_STATE] = state
-        undo.append(lambda: parts.language_model.__dict__.pop(_STATE, None))
-        for method, kind in parts.family.features.items():
-            undo.append(wrap(parts.base, method, _features(kind)))
-        undo.append(wrap(parts.base, "forward", _base))
-        undo.append(wrap(parts.language_model, "forward", _language))
-    return Handle(parts, state, undo)
-
-
-@contextlib.contextmanager
-def _all_or_nothing(undo: list[Callable[[], None]]) -> Iterator[None]:
     try:
-        yield
+        if "cls_attention" in wanted:
+            state.sink = probe(find_cls(parts))
+        parts.base.__dict__[_STATE] = parts.language_model.__dict__[_STATE] = state
+        for module, method, around in _places(parts):
+            wrap(module, method, around)
     except BaseException:
-        while undo:
-            undo.pop()()
+        _detach(parts)
         raise
+    return Handle(parts, state)
+
+
+def attached(model: nn.Module) -> Handle | None:
+    """The handle of the pipeline a model runs, None without one; also of a deep copy of an attached model."""
+    for module in model.modules():
+        state = module.__dict__.get(_STATE)
+        if state is not None:
+            parts = find_parts(model, state.family)
+            return Handle(parts, state)
+    return None
+
+
+def _places(parts: Parts) -> Iterator[tuple[Any, str, Around]]:
+    """What attach wraps: module, method, wrapper."""
+    for method, kind in parts.family.features.items():
+        yield parts.base, method, _features(kind)
+    yield parts.base, "forward", _base
+    yield parts.language_model, "forward", _language
+
+
+def _detach(parts: Parts) -> None:
+    for module, method, _ in _places(parts):
+        if is_wrapped(module, method):
+            unwrap(module, method)
+    unprobe(parts.vision_tower)
+    for module in (parts.base, parts.language_model):
+        module.__dict__.pop(_STATE, None)
 
 
 # The wrappers find the state on the module they run on, so that a deep copy uses its own.

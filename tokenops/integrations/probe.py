@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
@@ -19,12 +18,13 @@ from tokenops.errors import TokenOpsError
 from tokenops.integrations.families import Parts
 
 PROBE = "tokenops_probe"
+_SINK = "_tokenops_sink"
 
 
 def _probe(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    sink = module.__dict__["_tokenops_sink"]
+    sink = module.__dict__[_SINK]
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     logits = (query[:, :, :1].float() * scale) @ key.float().transpose(-1, -2)
     sink.rows = logits.softmax(-1)[:, :, 0].mean(1).detach()
@@ -51,10 +51,8 @@ def _register() -> None:
     AttentionMaskInterface.register(PROBE, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-def probe_cls(parts: Parts) -> tuple[Sink, Callable[[], None]]:
-    """Record the CLS row of the vision block whose output the projector reads.
-
-    Returns the sink and the undo. With several feature layers the last one is read.
+def find_cls(parts: Parts) -> Any:
+    """The attention of the vision block whose output the projector reads; the last of several.
 
     Raises:
         TokenOpsError: the vision tower has no CLS token.
@@ -62,11 +60,8 @@ def probe_cls(parts: Parts) -> tuple[Sink, Callable[[], None]]:
     kind = getattr(parts.vision_tower.config, "model_type", type(parts.vision_tower).__name__)
     path = parts.family.cls_attention.get(kind)
     if path is None:
-        raise TokenOpsError(
-            "attach",
-            "signal cls_attention: a vision tower with a CLS token",
-            f"{parts.family.name} with {kind}",
-        )
+        expected = "signal cls_attention: a vision tower with a CLS token"
+        raise TokenOpsError("attach", expected, f"{parts.family.name} with {kind}")
     layer = getattr(parts.base.config, "vision_feature_layer", -1)
     layer = layer[-1] if isinstance(layer, (list, tuple)) else layer
     blocks = attrgetter(path)(parts.vision_tower)
@@ -74,19 +69,25 @@ def probe_cls(parts: Parts) -> tuple[Sink, Callable[[], None]]:
     number = layer - 1 if layer >= 0 else len(blocks) + layer
     if not 0 <= number < len(blocks):
         raise TokenOpsError("attach", f"vision_feature_layer of a block among {len(blocks)}", layer)
-    module = blocks[number].self_attn
+    return blocks[number].self_attn
+
+
+def probe(module: Any) -> Sink:
+    """Record the first query row of an attention module from now on."""
     _register()
-    original, sink = module.config, Sink(module.config)
-    probing = copy.copy(original)
+    sink = Sink(module.config)
+    probing = copy.copy(module.config)
     probing._attn_implementation_internal = PROBE
     module.config = probing
-    module.__dict__["_tokenops_sink"] = sink
+    module.__dict__[_SINK] = sink
+    return sink
 
-    def undo() -> None:
-        module.config = original
-        del module.__dict__["_tokenops_sink"]
 
-    return sink, undo
+def unprobe(model: Any) -> None:
+    """Give every probed module of ``model`` its config back."""
+    for module in model.modules():
+        if (sink := module.__dict__.pop(_SINK, None)) is not None:
+            module.config = sink.config
 
 
 def cls_rows(sink: Sink, crops: list[int]) -> list[Tensor]:

@@ -36,9 +36,9 @@ def run_gated(
     embeds = arguments["inputs_embeds"]
     if how == "multiply":
         return call(**arguments | {"inputs_embeds": embeds * gate.to(embeds.dtype)[..., None]})
-    cache = arguments.get("past_key_values")
-    if cache is not None and cache.get_seq_length():
-        raise TokenOpsError("attach", "gate='attention' without cached tokens", cache.get_seq_length())
+    if arguments.get("past_key_values") is not None:
+        expected = "soft masks without a cache (model.eval() before generate)"
+        raise TokenOpsError("attach", expected, type(arguments["past_key_values"]).__name__)
     if implementation not in ("sdpa", "eager"):
         raise TokenOpsError("attach", "gate='attention' with sdpa or eager attention", repr(implementation))
     valid = new_validity(arguments)
@@ -79,7 +79,9 @@ def run_short(
     cache = getattr(outputs, "past_key_values", None) if cache is None else cache
     if cache is not None:
         source = torch.cat([before, torch.where(chosen.valid, chosen.index + seen, -1)], dim=1)
-        ragged = (kept is not None and kept.ragged) or misread(given, source, seen + length)
+        ragged = kept is not None and kept.ragged
+        if not ragged and (shorter or length > 1):
+            ragged = misread(given, source, seen + length)
         remember(cache, source, length - chosen.k, ragged)
     return _lift_outputs(outputs, chosen) if shorter else outputs
 

@@ -11,6 +11,7 @@ from typing import Any
 from tokenops.errors import TokenOpsError
 
 _PREVIOUS = "_tokenops_previous_"
+_MARK = "_tokenops_wrapper"
 Around = Callable[[Any, Callable[..., Any], dict[str, Any]], Any]
 
 
@@ -30,30 +31,8 @@ def named_arguments(
     return arguments
 
 
-class Undo:
-    """Takes one wrapper off again."""
-
-    def __init__(self, module: Any, method: str, bound: MethodType) -> None:
-        self.module, self.method, self.bound = module, method, bound
-
-    def check(self) -> None:
-        """Raise TokenOpsError when something else wrapped the method after us: last in, first out."""
-        if self.module.__dict__.get(self.method) is not self.bound:
-            who = f"{type(self.module).__name__}.{self.method}"
-            raise TokenOpsError("remove", f"{who} as attach left it", "a later wrapper")
-
-    def __call__(self) -> None:
-        """Put back what was there."""
-        self.check()
-        previous = self.module.__dict__.pop(_PREVIOUS + self.method, None)
-        if previous is None:
-            object.__delattr__(self.module, self.method)
-        else:
-            object.__setattr__(self.module, self.method, previous)
-
-
-def wrap(module: Any, method: str, around: Around) -> Undo:
-    """Shadow ``module.method`` by ``around(module, original, arguments)``; returns the undo.
+def wrap(module: Any, method: str, around: Around) -> None:
+    """Shadow ``module.method`` by ``around(module, original, arguments)``.
 
     The wrapper is a bound method found in the instance's ``__dict__``: a deep copy of the module carries a
     wrapper bound to the copy, which runs the copy's own weights. Signature and docstring are the original's.
@@ -68,8 +47,32 @@ def wrap(module: Any, method: str, around: Around) -> Undo:
         original = self.__dict__.get(_PREVIOUS + method) or MethodType(class_function, self)
         return around(self, original, named_arguments(original, args, kwargs))
 
-    bound = MethodType(wrapper, module)
+    # itself, so that functools.wraps around the wrapper does not pass the mark on
+    setattr(wrapper, _MARK, wrapper)
     if previous is not None:
         module.__dict__[_PREVIOUS + method] = previous
-    object.__setattr__(module, method, bound)
-    return Undo(module, method, bound)
+    object.__setattr__(module, method, MethodType(wrapper, module))
+
+
+def is_wrapped(module: Any, method: str) -> bool:
+    """Whether :func:`wrap`'s wrapper is what a call of ``module.method`` meets first."""
+    shadow = module.__dict__.get(method)
+    if not isinstance(shadow, MethodType) or shadow.__self__ is not module:
+        return False
+    return getattr(shadow.__func__, _MARK, None) is shadow.__func__
+
+
+def unwrap(module: Any, method: str) -> None:
+    """Put back what was there before :func:`wrap`.
+
+    Raises:
+        TokenOpsError: something else wrapped the method later: last in, first out.
+    """
+    if not is_wrapped(module, method):
+        who = f"{type(module).__name__}.{method}"
+        raise TokenOpsError("remove", f"{who} as attach left it", "a later wrapper")
+    previous = module.__dict__.pop(_PREVIOUS + method, None)
+    if previous is None:
+        object.__delattr__(module, method)
+    else:
+        object.__setattr__(module, method, previous)

@@ -1,0 +1,131 @@
+"""Assignment: every token joins one of K groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenops.kernels.rows import gather_rows, pool_rows, put_rows
+from tokenops.shapes import Bool, Float, Int
+from tokenops.tokenmap.checks import check_alike, check_field, check_rows
+from tokenops.tokenmap.selection import Selection
+
+
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    r"""Every one of N tokens goes to one of K groups: merging as a linear map.
+
+    .. math:: \bar x_g = \sum_{i \in g} w_i x_i \Big/ \sum_{i \in g} w_i
+
+    Attributes:
+        group: (b n) long in ``[0, k)``; -1 leaves a token out (padding).
+        weight: (b n) float, the token's mass (how many original tokens it stands for).
+        k: number of groups (slots) per row.
+        anchor: (b k) long, the token whose position, mask and ids stand for the group; -1 marks a slot
+            without a group.
+
+    ``reduce`` conserves the sum of weights (:attr:`mass`) and the weighted sum of features; lift-after-reduce
+    is a projection.
+
+    Raises:
+        TokenOpsError: wrong rank, dtype or device of a field.
+
+    >>> a = Assignment(torch.tensor([[0, 1, 0]]), torch.tensor([[1.0, 1.0, 3.0]]), 2, torch.tensor([[0, 1]]))
+    >>> a.reduce(torch.tensor([[[4.0], [5.0], [8.0]]])).flatten(), a.mass
+    (tensor([7., 5.]), tensor([[4., 1.]]))
+    """
+
+    group: Int[Tensor, "b n"]
+    weight: Float[Tensor, "b n"]
+    k: int
+    anchor: Int[Tensor, "b k"]
+
+    def __post_init__(self) -> None:
+        check_field("Assignment", "group", self.group, torch.long, (None, None))
+        check_field("Assignment", "weight", self.weight, None, tuple(self.group.shape), self.group.device)
+        check_field(
+            "Assignment", "anchor", self.anchor, torch.long, (self.group.shape[0], self.k), self.group.device
+        )
+
+    @property
+    def n(self) -> int:
+        """Number of tokens merged from."""
+        return self.group.shape[1]
+
+    @property
+    def valid(self) -> Bool[Tensor, "b k"]:
+        """True where a slot holds a group."""
+        return self.anchor >= 0
+
+    @property
+    def mass(self) -> Float[Tensor, "b k"]:
+        """Sum of the weights of each group, in float32 or wider."""
+        return pool_rows(torch.ones_like(self.weight)[..., None], self.group, self.weight, self.k)[0][..., 0]
+
+    def reduce(self, x: Tensor) -> Tensor:
+        """(b n ...) -> (b k ...): weighted mean of floating features; the anchor's value of anything else."""
+        check_rows("Assignment.reduce", "x", x, self.group.shape[0], self.n, self.group.device)
+        if self.n == 0:
+            return x.new_zeros(x.shape[0], self.k, *x.shape[2:])
+        if not x.is_floating_point():
+            return gather_rows(x, self.anchor.clamp(min=0))
+        total, mass = pool_rows(x, self.group, self.weight, self.k)
+        mass = mass.reshape(mass.shape + (1,) * (x.ndim - 2))
+        return (total / mass.clamp(min=torch.finfo(total.dtype).tiny)).to(x.dtype)
+
+    def lift(self, y: Tensor, *, into: Tensor) -> Tensor:
+        """(b k ...) -> (b n ...): every token receives its group's value; tokens left out keep ``into``."""
+        check_rows("Assignment.lift", "y", y, self.group.shape[0], self.k, self.group.device)
+        check_rows("Assignment.lift", "into", into, self.group.shape[0], self.n, self.group.device)
+        check_alike("Assignment.lift", y, into)
+        inside = (self.group >= 0).reshape(self.group.shape + (1,) * (into.ndim - 2))
+        if self.k == 0:
+            return into
+        return torch.where(inside, gather_rows(y, self.group.clamp(min=0)), into)
+
+    def scatter(
+        self,
+        positions: Int[Tensor, "b n"],
+        length: int,
+        *,
+        rows: Int[Tensor, "b"] | None = None,
+        valid: Bool[Tensor, "s l"] | None = None,
+    ) -> Assignment:
+        """The same merge over whole sequences; other tokens stay alone, padding is left out.
+
+        Arguments as in :meth:`Selection.scatter`. A group stands at its anchor's position.
+        """
+        b = self.group.shape[0]
+        who = "Assignment.scatter"
+        check_field(who, "positions", positions, torch.long, (b, self.n))
+        rows = torch.arange(b, device=positions.device) if rows is None else rows
+        check_field(who, "rows", rows, torch.long, (b,))
+        if valid is None:
+            valid = torch.ones(b, length, dtype=torch.bool, device=positions.device)
+        check_field(who, "valid", valid, torch.bool, (None, length))
+        there = (positions >= 0) & (self.group >= 0)
+        place = torch.where(positions >= 0, rows[:, None] * length + positions, valid.numel()).flatten()
+        # the sequence position of each token's anchor: itself outside the image, nobody when left out
+        home = torch.where(valid, torch.arange(length, device=valid.device), -1).flatten()
+        home = torch.cat([home, home.new_zeros(1)])
+        if self.k:
+            anchor = gather_rows(self.anchor, self.group.clamp(min=0)).clamp(min=0)
+            at = torch.where(there, gather_rows(positions, anchor), -1)
+        else:
+            at = torch.full_like(positions, -1)
+        home[place] = at.flatten()
+        weight = torch.cat([self.weight.new_ones(valid.numel()), self.weight.new_zeros(1)])
+        weight = weight.index_put((place,), self.weight.flatten())
+        home, weight = home[:-1].view(valid.shape), weight[:-1].view(valid.shape)
+        anchors = Selection.from_mask(home == torch.arange(length, device=valid.device))
+        slot = torch.zeros_like(home)
+        slot = put_rows(
+            slot,
+            anchors.index,
+            anchors.valid,
+            torch.arange(anchors.k, device=slot.device).expand(anchors.index.shape),
+        )
+        group = torch.where(home >= 0, slot.gather(1, home.clamp(min=0)), -1)
+        return Assignment(group, weight, anchors.k, torch.where(anchors.valid, anchors.index, -1))

@@ -1,0 +1,43 @@
+"""Checks of fields and arguments, before any work."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenops.errors import TokenOpsError
+
+
+def check_field(
+    who: str,
+    name: str,
+    tensor: object,
+    dtype: torch.dtype | None,
+    shape: tuple[int | None, ...],
+    device: torch.device | None = None,
+) -> None:
+    """Rank, sizes (None for any), dtype (None for floating) and device of a field."""
+    expected = f"{name} of shape ({', '.join('*' if s is None else str(s) for s in shape)})"
+    if not isinstance(tensor, Tensor):
+        raise TokenOpsError(who, expected, type(tensor).__name__)
+    if tensor.ndim != len(shape) or any(s not in (None, t) for s, t in zip(shape, tensor.shape, strict=True)):
+        raise TokenOpsError(who, expected, tuple(tensor.shape))
+    if (dtype is None and not tensor.is_floating_point()) or (dtype is not None and tensor.dtype != dtype):
+        raise TokenOpsError(who, f"{name} of dtype {dtype or 'float'}", tensor.dtype)
+    if device is not None and tensor.device != device:
+        raise TokenOpsError(who, f"{name} on {device}", tensor.device)
+
+
+def check_rows(who: str, name: str, x: Tensor, b: int, n: int, device: torch.device) -> None:
+    """``x`` of shape (b n ...) on the device."""
+    if x.ndim < 2 or x.shape[:2] != (b, n):
+        raise TokenOpsError(who, f"{name} of shape ({b}, {n}, ...)", tuple(x.shape))
+    if x.device != device:
+        raise TokenOpsError(who, f"{name} on {device}", x.device)
+
+
+def check_alike(who: str, y: Tensor, into: Tensor) -> None:
+    """``y`` with the trailing shape and dtype of ``into``."""
+    if y.shape[2:] != into.shape[2:] or y.dtype != into.dtype:
+        got = f"{tuple(y.shape[2:])} {y.dtype}"
+        raise TokenOpsError(who, f"y like into, {tuple(into.shape[2:])} {into.dtype}", got)
