@@ -22,9 +22,26 @@ from rich.progress import track
 from rich.table import Table
 
 import tokenops
-from tokenops import Pipeline, pocket, recipes
+from tokenops import Pipeline, Prune, pocket, recipes
 from tokenops.pocket.evaluate import encode, kept_logits
 from tokenops.pocket.references import best, digit_scores, oracle_scores
+from tokenops.selectors import TopK
+from tokenops.selectors.scorers import LearnedScorer, feature_norm
+
+
+def smallest_norm(x: torch.Tensor) -> torch.Tensor:
+    """The opposite of the usual ranking."""
+    return -feature_norm(x)
+
+
+def untrained_scorer() -> LearnedScorer:
+    """VisionSelector's scorer with random weights of the usual size."""
+    torch.manual_seed(0)
+    scorer = LearnedScorer(128)
+    for parameter in scorer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return scorer
+
 
 BUDGETS = (0.5, 0.3, 0.2, 0.1, 0.05)
 METHODS: dict[str, Callable[[float], Pipeline]] = {
@@ -33,6 +50,8 @@ METHODS: dict[str, Callable[[float], Pipeline]] = {
     "uniform": recipes.uniform,
     "feature norm": recipes.feature_norm,
     "cls attention": recipes.cls_attention,
+    "smallest norm": lambda keep: Pipeline(after_projector=Prune(TopK(smallest_norm, keep))),
+    "untrained scorer": lambda keep: recipes.visionselector(untrained_scorer(), keep),
 }
 BASELINES = tuple(list(METHODS)[1:])
 # not methods: they read the true places of the digits

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokenops.errors import TokenOpsError, TokenOpsWarning
 from tokenops.pipeline import Pipeline
 from tokenops.recipes import create, list_recipes
-from tokenops.registry import register, registered
+from tokenops.registry import register, registered, unregister
 from tokenops.stages import Prune
 from tokenops.tokenmap import Assignment, Selection
 
@@ -40,6 +40,7 @@ __all__ = [
     "register",
     "registered",
     "save",
+    "unregister",
 ]
 
 

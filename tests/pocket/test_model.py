@@ -8,11 +8,12 @@ import sys
 import pytest
 import torch
 
+import tokenops
 from tokenops import pocket
 from tokenops.errors import TokenOpsError
 from tokenops.pocket.build import TOKEN_ID, VOCABULARY
 from tokenops.pocket.evaluate import encode, kept_logits
-from tokenops.pocket.references import best, model_scores, oracle_scores, random_scores, uniform_keep
+from tokenops.pocket.references import best, digit_scores, oracle_scores, random_scores
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_processor_round_trip(loaded, held_out):
     assert batch["attention_mask"][:, 0].tolist() == [1, 0]
     assert (batch["input_ids"][:, -1] == TOKEN_ID["?"]).all()
     text = processor.tokenizer.decode(batch["input_ids"][1], skip_special_tokens=True)
-    assert text.split()[-4:] == ["how", "many", "digits", "?"]
+    assert text.split()[-4:] == ["many", "coloured", "digits", "?"]
     assert [processor.tokenizer.convert_tokens_to_ids(word) for word in VOCABULARY] == list(
         range(len(VOCABULARY))
     )
@@ -93,14 +94,38 @@ def test_tokens_matter(loaded, held_out):
     assert at_random + 0.25 < at_centres
 
 
-def test_references_have_the_asked_size(loaded, held_out):
-    some = held_out[:3]
-    for scores in model_scores(*loaded, some):
-        assert scores.shape == (3, 144)
-    for k in (1, 14, 29, 43, 144):
-        keep = uniform_keep(some, k)
-        assert keep.shape == (3, k)
-        assert len(set(keep[0].tolist())) == k
+def test_references_prefer_coloured_digits(held_out):
+    for scene, scores in zip(held_out, digit_scores(held_out), strict=True):
+        asked = (scene.patch_digit >= 0) & (scene.patch_digit < len(scene.digits))
+        top = best(scores[None], int(asked.sum()))[0]
+        assert asked[top.numpy()].all()
+
+
+def test_attached_selection_equals_dropping_by_hand(loaded, held_out):
+    model, processor = loaded
+    some = held_out[:6]
+    inputs = encode(processor, some, [scene.questions()[i % 3] for i, scene in enumerate(some)])
+    with torch.no_grad(), tokenops.attach(model, pocket.visionselector(keep=0.1)) as handle:
+        attached = model(**inputs).logits[:, -1]
+        kept = torch.stack([trace.index for trace in handle.trace])
+        scores = handle.trace[0].scores
+    assert kept.shape == (6, 14)
+    assert scores.isfinite().all()
+    with torch.no_grad():
+        torch.testing.assert_close(attached, kept_logits(model, inputs, kept), rtol=1e-4, atol=1e-4)
+
+
+def test_the_trained_scorer_finds_the_coloured_digits(loaded, held_out):
+    model, processor = loaded
+    inputs = encode(processor, held_out, [scene.questions()[0] for scene in held_out])
+    with torch.no_grad(), tokenops.attach(model, pocket.visionselector(keep=0.1)) as handle:
+        model(**inputs)
+        found = [
+            index in scene.patch_digit[trace.index.numpy()]
+            for scene, trace in zip(held_out, handle.trace, strict=True)
+            for index in range(len(scene.digits))
+        ]
+    assert sum(found) / len(found) > 0.9
 
 
 def test_wrong_patches_are_refused(loaded, held_out):

@@ -84,8 +84,20 @@ def test_augmentation_changes_training_digits_only():
     assert np.array_equal(draw_glyph(source, GlyphStyle()), draw_glyph(source, GlyphStyle()))
 
 
-def test_crowds_hold_many_digits():
-    assert 7 <= len(make_scene("train", (0, 0), crowd=True).digits) <= 9
+def test_decoys_are_grey_and_of_other_classes():
+    counts = []
+    for scene in scenes(40, "heldout", 6):
+        assert {d.colour for d in scene.decoys} <= {"grey"}
+        assert not {d.label for d in scene.decoys} & {d.label for d in scene.digits}
+        everything = scene.digits + scene.decoys
+        for i, a in enumerate(everything):
+            for b in everything[:i]:
+                close = np.hypot(a.centre[0] - b.centre[0], a.centre[1] - b.centre[1])
+                assert close > 12
+        assert set(scene.patch_digit) <= set(range(-1, len(everything)))
+        counts.append(len(scene.decoys))
+    assert np.mean(counts) > 4
+    assert max(counts) <= 7
 
 
 def test_bad_input_is_named():

@@ -95,7 +95,7 @@ def train_scorer(
         names = f"a curriculum among {', '.join(CURRICULA)} and a relaxation among {', '.join(RELAXATIONS)}"
         raise TokenOpsError("train_scorer", names, (curriculum, relaxation))
     set_seed(seed)
-    scorer = LearnedScorer(model.config.text_config.hidden_size)
+    scorer = LearnedScorer(model.lm_head.in_features)
     pipeline = visionselector(scorer, keep=keep, relax=RELAXATIONS[relaxation], gate=gate)
     trainable = Trainable(model, pipeline, curriculum=CURRICULA[curriculum])
     with trainable.handle, tempfile.TemporaryDirectory() as folder:
