@@ -1,7 +1,7 @@
 """Seeded scenes of coloured handwritten digits among clutter, with questions and answers.
 
 A scene is a 96x96 RGB image, seen as 12x12 = 144 patches of 8x8 pixels. It holds two to four coloured digits,
-at most one per quadrant, all of different classes and colours, and up to seven grey decoys: handwritten
+at most one per quadrant, all of different classes and colours, and up to twelve grey decoys: handwritten
 digits of other classes, about which nobody asks. So what stands out and what matters are two things, and a
 selector has to know the difference. Every question is answered by one word.
 
@@ -38,7 +38,7 @@ Kind = Literal["what", "where", "count"]
 KINDS: tuple[Kind, ...] = ("what", "where", "count")
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 QUADRANTS = ("topleft", "topright", "bottomleft", "bottomright")
-DECOYS, DISTANCE = 7, 21.0
+DECOYS, DISTANCE = 12, 18.0
 _MARGIN = 12
 
 
@@ -151,7 +151,7 @@ def _plan(rng: np.random.Generator) -> _Plan:
 def _gaps(taken: list[Place], rng: np.random.Generator) -> list[Place]:
     """Up to DECOYS places at least DISTANCE pixels from everything taken and from each other."""
     places = list(taken)
-    for x, y in rng.integers(_MARGIN, IMAGE_SIZE - _MARGIN + 1, (80, 2)):
+    for x, y in rng.integers(_MARGIN, IMAGE_SIZE - _MARGIN + 1, (300, 2)):
         if len(places) == len(taken) + DECOYS:
             break
         if all(np.hypot(x - a, y - b) >= DISTANCE for a, b in places):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenops.kernels.rows import gather_rows, pool_rows, put_rows
 from tokenops.shapes import Bool, Float, Int
-from tokenops.tokenmap.checks import check_alike, check_field, check_rows
+from tokenops.tokenmap.checks import check_alike, check_field, check_rows, flat_places
 from tokenops.tokenmap.selection import Selection
 
 
@@ -97,16 +97,10 @@ class Assignment:
 
         Arguments as in :meth:`Selection.scatter`. A group stands at its anchor's position.
         """
-        b = self.group.shape[0]
-        who = "Assignment.scatter"
-        check_field(who, "positions", positions, torch.long, (b, self.n))
-        rows = torch.arange(b, device=positions.device) if rows is None else rows
-        check_field(who, "rows", rows, torch.long, (b,))
-        if valid is None:
-            valid = torch.ones(b, length, dtype=torch.bool, device=positions.device)
-        check_field(who, "valid", valid, torch.bool, (None, length))
+        who, size = "Assignment.scatter", (self.group.shape[0], self.n)
+        place, valid = flat_places(who, positions, length, rows, valid, size)
+        place = place.flatten()
         there = (positions >= 0) & (self.group >= 0)
-        place = torch.where(positions >= 0, rows[:, None] * length + positions, valid.numel()).flatten()
         # the sequence position of each token's anchor: itself outside the image, nobody when left out
         home = torch.where(valid, torch.arange(length, device=valid.device), -1).flatten()
         home = torch.cat([home, home.new_zeros(1)])

@@ -41,3 +41,25 @@ def check_alike(who: str, y: Tensor, into: Tensor) -> None:
     if y.shape[2:] != into.shape[2:] or y.dtype != into.dtype:
         got = f"{tuple(y.shape[2:])} {y.dtype}"
         raise TokenOpsError(who, f"y like into, {tuple(into.shape[2:])} {into.dtype}", got)
+
+
+def flat_places(
+    who: str,
+    positions: Tensor,
+    length: int,
+    rows: Tensor | None,
+    valid: Tensor | None,
+    size: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Where the tokens (b n) stand among all tokens of all sequences, one past the end for padding.
+
+    Also ``valid`` (s l), all real and one sequence a row unless given.
+    """
+    b = size[0]
+    check_field(who, "positions", positions, torch.long, size)
+    rows = torch.arange(b, device=positions.device) if rows is None else rows
+    check_field(who, "rows", rows, torch.long, (b,), positions.device)
+    if valid is None:
+        valid = torch.ones(b, length, dtype=torch.bool, device=positions.device)
+    check_field(who, "valid", valid, torch.bool, (None, length), positions.device)
+    return torch.where(positions >= 0, rows[:, None] * length + positions, valid.numel()), valid

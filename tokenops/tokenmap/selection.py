@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenops.errors import TokenOpsError
 from tokenops.kernels.rows import gather_rows, put_rows
 from tokenops.shapes import Bool, Float, Int
-from tokenops.tokenmap.checks import check_alike, check_field, check_rows
+from tokenops.tokenmap.checks import check_alike, check_field, check_rows, flat_places
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,16 +123,8 @@ class Selection:
 
         A ``gate`` is carried along, 1 at all other tokens; ``scores`` are not.
         """
-        b = self.index.shape[0]
-        who = "Selection.scatter"
-        check_field(who, "positions", positions, torch.long, (b, self.n))
-        rows = torch.arange(b, device=positions.device) if rows is None else rows
-        check_field(who, "rows", rows, torch.long, (b,))
-        if valid is None:
-            valid = torch.ones(b, length, dtype=torch.bool, device=positions.device)
-        check_field(who, "valid", valid, torch.bool, (None, length))
-        there = positions >= 0
-        flat = torch.where(there, rows[:, None] * length + positions, valid.numel())
+        who, size = "Selection.scatter", (self.index.shape[0], self.n)
+        flat, valid = flat_places(who, positions, length, rows, valid, size)
         keep = torch.cat([valid.flatten(), valid.new_zeros(1)])
         keep[flat.flatten()] = self.mask.flatten()
         chosen = Selection.from_mask(keep[:-1].view(valid.shape))
