@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,11 @@ class Handle:
     def pipeline(self) -> Pipeline:
         """The pipeline at work."""
         return self._state.pipeline
+
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """Kind of visual unit -> id of its placeholder."""
+        return self._state.token_ids
 
     @property
     def trace(self) -> tuple[Trace, ...]:
@@ -85,7 +90,8 @@ def attach(model: nn.Module, pipeline: Pipeline, *, family: Family | None = None
 
     ``generate``, forward, loss, caches and checkpoints keep working; ``keep=1.0`` is bit-identical. Hidden
     states and logits come back at the original length: a dropped position carries the state of the last kept
-    token before it. Attention maps, if asked for, are those of the kept tokens.
+    token before it, so labels at visual positions must be -100. Attention maps, if asked for, are those of
+    the kept tokens. Features that the caller has merged into ``inputs_embeds`` are not seen as visual.
 
     Args:
         model: a transformers model of a known family (LLaVA-1.5, LLaVA-NeXT, Qwen2.5-VL), also inside PEFT or
@@ -110,7 +116,8 @@ def attach(model: nn.Module, pipeline: Pipeline, *, family: Family | None = None
     state = State(parts, pipeline)
     try:
         if "cls_attention" in wanted:
-            state.sink = probe(find_cls(parts))
+            layer = getattr(parts.base.config, "vision_feature_layer", None)
+            state.sink = probe(find_cls(parts), layer)
         parts.base.__dict__[_STATE] = parts.language_model.__dict__[_STATE] = state
         for module, method, around in _places(parts):
             wrap(module, method, around)
@@ -185,19 +192,32 @@ def _check_stages(parts: Parts, pipeline: Pipeline) -> set[str]:
         if missing := required - _AVAILABLE:
             what = ", ".join(f"{s} ({SIGNALS.get(s, 'unknown')})" for s in sorted(missing))
             raise TokenOpsError("attach", f"signals among {', '.join(sorted(_AVAILABLE))}", what)
-        wanted |= required
+        wanted |= required | _possible(parts, set(stage.needs()) - required)
         for parameter in stage.parameters():
             if parameter.device != table.device:
                 raise TokenOpsError("attach", f"{name} on {table.device}", parameter.device)
-        _try_stage(name, stage, table)
+        _try_stage(name, stage, table, wanted)
     return wanted
 
 
-def _try_stage(name: str, stage: Prune, table: Tensor) -> None:
+def _possible(parts: Parts, optional: set[str]) -> set[str]:
+    """Optional signals that this model can give."""
+    if "cls_attention" not in optional:
+        return set()
+    try:
+        find_cls(parts)
+    except TokenOpsError:
+        return set()
+    return {"cls_attention"}
+
+
+def _try_stage(name: str, stage: Prune, table: Tensor, wanted: set[str]) -> None:
     x = table.new_zeros(1, 4, table.shape[1])
     grid = torch.cartesian_prod(*(torch.arange(n, device=x.device) for n in (1, 2, 2)))[None]
     mask = torch.ones(1, 4, dtype=torch.bool, device=x.device)
-    signals = {"grid": grid, "cls_attention": x.new_full((1, 4), 0.25, dtype=torch.float32)}
+    signals: dict[str, Tensor | None] = {"grid": grid}
+    if "cls_attention" in wanted:
+        signals["cls_attention"] = x.new_full((1, 4), 0.25, dtype=torch.float32)
     modes = [(m, m.training) for m in stage.modules()]
     devices = [x.device] if x.is_cuda else []
     try:

@@ -87,7 +87,7 @@ def _reduce_4d(mask: Tensor | None, chosen: Selection, source: Tensor, seen: int
         out = mask.take_along_dim(columns.clamp(min=0)[:, None, None, :], dim=3)
         hidden = False if out.dtype == torch.bool else torch.finfo(out.dtype).min
         out = out.masked_fill((columns < 0)[:, None, None, :], hidden)
-    # a filler query sees itself only, so that no softmax runs over nothing
+    # a filler query sees itself too, so that no softmax runs over nothing
     own = torch.zeros(k, columns.shape[1], dtype=torch.bool, device=out.device)
     own[:, columns.shape[1] - k :] = torch.eye(k, dtype=torch.bool, device=out.device)
     filler = own & ~chosen.valid[:, None, :, None]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from tokenops.errors import TokenOpsError
 from tokenops.integrations.families import Parts
+from tokenops.integrations.wrap import eager
 
 PROBE = "tokenops_probe"
 _SINK = "_tokenops_sink"
@@ -27,7 +30,7 @@ def _probe(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
     sink = module.__dict__[_SINK]
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     logits = (query[:, :, :1].float() * scale) @ key.float().transpose(-1, -2)
-    sink.rows = logits.softmax(-1)[:, :, 0].mean(1).detach()
+    sink.put(logits.softmax(-1)[:, :, 0].mean(1).detach())
     name = sink.config._attn_implementation
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     function: Any = eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
@@ -35,11 +38,34 @@ def _probe(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
 
 
 class Sink:
-    """Holds the rows of the last call, (crops, tokens) with heads averaged."""
+    """Holds the rows of the last call of each thread, (crops, tokens) with heads averaged."""
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        self.rows: Tensor | None = None
+    def __init__(self, config: Any, layer: Any = None) -> None:
+        self.config, self.layer = config, layer
+        self.local = threading.local()
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The rows, None before the first call and after they were taken."""
+        return getattr(self.local, "rows", None)
+
+    @eager
+    def put(self, rows: Tensor | None) -> None:
+        """Set the rows."""
+        self.local.rows = rows
+
+    def check(self, config: Any, arguments: Mapping[str, Any]) -> None:
+        """Raise TokenOpsError if a call takes its features from another layer than the one probed."""
+        given = arguments.get("vision_feature_layer")
+        layer = getattr(config, "vision_feature_layer", None) if given is None else given
+        if layer != self.layer:
+            raise TokenOpsError("attach", f"vision_feature_layer {self.layer}, as when attached", layer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "layer": self.layer}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, local=threading.local())
 
 
 def _register() -> None:
@@ -72,10 +98,10 @@ def find_cls(parts: Parts) -> Any:
     return blocks[number].self_attn
 
 
-def probe(module: Any) -> Sink:
-    """Record the first query row of an attention module from now on."""
+def probe(module: Any, layer: Any) -> Sink:
+    """Record the first query row of an attention module, that of vision layer ``layer``, from now on."""
     _register()
-    sink = Sink(module.config)
+    sink = Sink(module.config, layer)
     probing = copy.copy(module.config)
     probing._attn_implementation_internal = PROBE
     module.config = probing

@@ -59,7 +59,7 @@ def run_short(
     """
     embeds, cache = arguments["inputs_embeds"], arguments.get("past_key_values")
     b, length = embeds.shape[:2]
-    _check_call(arguments, chosen)
+    _check_call(arguments, chosen, implementation)
     shorter = chosen is not None
     if chosen is None:
         index = torch.arange(length, device=embeds.device).expand(b, length)
@@ -86,9 +86,14 @@ def run_short(
     return _lift_outputs(outputs, chosen) if shorter else outputs
 
 
-def _check_call(arguments: Mapping[str, Any], chosen: Selection | None) -> None:
+def _check_call(arguments: Mapping[str, Any], chosen: Selection | None, implementation: str | None) -> None:
+    # other backends read positions with gaps as packed sequences, or masks by their own rules
+    if implementation not in ("sdpa", "eager"):
+        raise TokenOpsError("attach", "sdpa or eager attention", repr(implementation))
     if chosen is None:
         return
+    if chosen.k == 0:
+        raise TokenOpsError("attach", "at least one token left in the batch", "none")
     check_can_shorten(arguments.get("past_key_values"))
     for name in _PACKED:
         if arguments.get(name) is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +16,11 @@ from tokenops.integrations.layouts import Unit
 from tokenops.integrations.probe import Sink, cls_rows
 from tokenops.integrations.sequence import new_validity, run_gated, run_short
 from tokenops.integrations.visual import Decision, decide, place
+from tokenops.integrations.wrap import eager
 from tokenops.pipeline import Pipeline
 from tokenops.stages import Prune
 
 _UNIT = "_tokenops_unit"
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _eager(function: F) -> F:
-    """Left out of ``torch.compile``: bookkeeping that reads sizes and counts."""
-    return cast(F, torch.compiler.disable(function))
 
 
 class Call:
@@ -36,8 +32,18 @@ class Call:
         self.units: dict[str, list[Unit]] = {}
 
 
+class _PerThread(threading.local):
+    """What belongs to the call that a thread is in, and to the last one it made."""
+
+    call: Call | None = None
+    decision: Decision | None = None
+
+
 class State:
-    """The pipeline at work in one model; lives on the model, so a deep copy has its own."""
+    """The pipeline at work in one model; lives on the model, so a deep copy has its own.
+
+    Threads that share the model do not see each other's calls.
+    """
 
     def __init__(self, parts: Parts, pipeline: Pipeline) -> None:
         self.family, self.pipeline = parts.family, pipeline
@@ -45,12 +51,21 @@ class State:
             kind: getattr(parts.base.config, name) for kind, name in parts.family.tokens.items()
         }
         self.sink: Sink | None = None
-        self.call: Call | None = None
-        self.decision: Decision | None = None
+        stage = pipeline.stages.get("after_projector")
+        self.stage = stage if isinstance(stage, Prune) else None
+        self.local = _PerThread()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: what the last call left, tensors of its graph among it, stays behind."""
-        return vars(self) | {"call": None, "decision": None}
+        return {name: value for name, value in vars(self).items() if name != "local"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, local=_PerThread())
+
+    @property
+    def decision(self) -> Decision | None:
+        """The decision of this thread's last call that had visual tokens."""
+        return self.local.decision
 
     # -- features: remember what each tensor of visual features is --------------------------------------
 
@@ -62,37 +77,41 @@ class State:
             self._note(base, arguments, list(features), kind)
         return result
 
-    @_eager
+    @eager
     def _note(self, base: Any, arguments: dict[str, Any], features: Sequence[Tensor], kind: str) -> None:
         units = self.family.layout(base, arguments, features, kind)
         if self.sink is not None and kind == "image":
+            self.sink.check(base.config, arguments)
             for unit, rows in zip(units, cls_rows(self.sink, [u.crops for u in units]), strict=True):
                 rows = rows if bool((unit.grid[:, 1] < 0).any()) else rows[:, 1:]
                 unit.cls_attention = rows.flatten()[unit.patch[unit.patch >= 0].to(rows.device)]
-            self.sink.rows = None
+            self.sink.put(None)
         for unit, feature in zip(units, features, strict=True):
             setattr(feature, _UNIT, unit)
-        if self.call is not None:
-            self.call.units[kind] = units
+        if self.local.call is not None:
+            self.local.call.units[kind] = units
 
     # -- the base model: text and images meet -----------------------------------------------------------
 
     def base(self, base: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Around the base model's forward: keep the ids of this call at hand for the language model."""
-        self.call = Call(arguments)
         try:
-            self._recall(arguments.get("mm_encoder_outputs") or {})
+            self._begin(arguments)
             return original(**arguments)
         finally:
-            self.call = None
+            self._end()
 
-    @_eager
-    def _recall(self, encoded: Mapping[str, Any]) -> None:
-        assert self.call is not None
-        for kind, output in encoded.items():
+    @eager
+    def _begin(self, arguments: Mapping[str, Any]) -> None:
+        self.local.call = call = Call(arguments)
+        for kind, output in (arguments.get("mm_encoder_outputs") or {}).items():
             features = list(getattr(output, "pooler_output", None) or ())
             if features:
-                self.call.units[kind] = [self._unit_of(f, kind) for f in features]
+                call.units[kind] = [self._unit_of(f, kind) for f in features]
+
+    @eager
+    def _end(self) -> None:
+        self.local.call = None
 
     @staticmethod
     def _unit_of(feature: Tensor, kind: str) -> Unit:
@@ -115,12 +134,9 @@ class State:
             arguments["inputs_embeds"] = module.get_input_embeddings()(arguments.pop("input_ids"))
         decision = self._decide(module, arguments)
         implementation = module.config._attn_implementation
-        stage = self.pipeline.stages.get("after_projector")
-        if decision is not None and decision.chosen.gate is not None:
-            assert isinstance(stage, Prune)
-            gate = decision.over_sequence.gate
-            assert gate is not None
-            return run_gated(original, arguments, gate, stage.gate, implementation)
+        gate = None if decision is None else decision.over_sequence.gate
+        if self.stage is not None and gate is not None:
+            return run_gated(original, arguments, gate, self.stage.gate, implementation)
         chosen = None
         if decision is not None and decision.dropped:
             chosen = decision.over_sequence
@@ -128,21 +144,32 @@ class State:
             return original(**arguments)
         return run_short(original, arguments, chosen, self.family.token_axes, implementation)
 
-    @_eager
+    @eager
     def _decide(self, module: Any, arguments: Mapping[str, Any]) -> Decision | None:
-        call, stage = self.call, self.pipeline.stages.get("after_projector")
-        if call is None or not call.units or stage is None:
+        call = self.local.call
+        if call is None or self.stage is None:
             return None
-        assert isinstance(stage, Prune)
+        if not call.units:
+            self._check_no_placeholders(call)
+            return None
         units, call.units = call.units, {}
-        self.decision = None
+        self.local.decision = None
         if self.pipeline.training != module.training:
             self.pipeline.train(module.training)
         placed = place(units, {kind: self._placeholders(module, call, kind) for kind in units})
         if not placed:
             return None
-        self.decision = decide(stage, arguments["inputs_embeds"], placed, new_validity(arguments))
-        return self.decision
+        decision = decide(self.stage, arguments["inputs_embeds"], placed, new_validity(arguments))
+        self.local.decision = decision
+        return decision
+
+    def _check_no_placeholders(self, call: Call) -> None:
+        ids = call.input_ids
+        if ids is None or ids.shape[1] == 1:
+            return
+        if any(bool((ids == token).any()) for token in self.token_ids.values()):
+            expected = "visual features together with their placeholders (no prefill_chunk_size)"
+            raise TokenOpsError("attach", expected, "placeholders alone")
 
     def _placeholders(self, module: Any, call: Call, kind: str) -> Tensor:
         token = self.token_ids[kind]

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tokenops.errors import TokenOpsError
 from tokenops.integrations.layouts import Unit
 from tokenops.integrations.trace import Trace
-from tokenops.kernels.rows import gather_rows
 from tokenops.stages import Prune
 from tokenops.tokenmap import Selection
 
@@ -111,9 +111,9 @@ def decide(stage: Prune, embeds: Tensor, placed: Sequence[Placed], valid: Tensor
     mask = (positions >= 0) & valid[rows].gather(1, positions.clamp(min=0))
     positions = torch.where(mask, positions, -1)
     length = valid.shape[1]
-    flat = (rows[:, None] * length + positions).clamp(min=0)
-    x = gather_rows(embeds.flatten(0, 1)[None], flat.flatten()[None])[0].view(*flat.shape, embeds.shape[2])
-    x = x.masked_fill(~mask[..., None], 0)
+    flat = rearrange((rows[:, None] * length + positions).clamp(min=0), "g n -> (g n)")
+    x = rearrange(embeds, "b l d -> (b l) d").index_select(0, flat)
+    x = rearrange(x, "(g n) d -> g n d", g=len(groups)).masked_fill(~mask[..., None], 0)
     signals: dict[str, Tensor | None] = {
         "grid": _padded([[p.unit.grid.to(embeds.device) for p in g] for g in groups], -1),
     }

@@ -6,13 +6,23 @@ import functools
 import inspect
 from collections.abc import Callable
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar, cast
+
+import torch
 
 from tokenops.errors import TokenOpsError
 
 _PREVIOUS = "_tokenops_previous_"
 _MARK = "_tokenops_wrapper"
 Around = Callable[[Any, Callable[..., Any], dict[str, Any]], Any]
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def eager(function: F) -> F:
+    """Left out of ``torch.compile``: bookkeeping that reads sizes and counts."""
+    return cast(F, torch.compiler.disable(function))
 
 
 def named_arguments(

@@ -24,7 +24,7 @@ class Trainable(nn.Module):
     .. math:: L = \mathrm{CE} + \lambda(p)\,\mathrm{BCE}(m_\text{soft}, m_\text{hard})
 
     with p the training progress set by :class:`~tokenops.training.Curriculum` (VisionSelector, arXiv
-    2510.16598, §3.3). The model is attached on construction; ``handle.remove()`` detaches it. Only the
+    2510.16598, §3.3). The model is attached and frozen on construction; ``remove()`` ends both. Only the
     pipeline's parameters are parameters of this module, so optimizers, DistributedDataParallel and
     checkpoints see nothing else. ``train()`` and ``eval()`` switch model and pipeline together: soft masks in
     training, hard selection in evaluation.
@@ -72,12 +72,23 @@ class Trainable(nn.Module):
         self.handle = attach(model, pipeline, family=family)
         self.pipeline = pipeline
         self.__dict__["model"] = model
+        self.__dict__["_thawed"] = [p for p in model.parameters() if p.requires_grad]
         model.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
         self.curriculum: Schedule = linear(0.1, 2.0) if curriculum is None else curriculum
         self.progress = 0.0
         self.metrics: dict[str, Tensor] = {}
+
+    def remove(self) -> None:
+        """Detach the pipeline and let the model's parameters require gradients as before.
+
+        Raises:
+            TokenOpsError: something else wrapped the model since; nothing changes then.
+        """
+        self.handle.remove()
+        for parameter in self.__dict__["_thawed"]:
+            parameter.requires_grad_(True)
 
     @property
     def config(self) -> Any:
@@ -118,11 +129,12 @@ class Trainable(nn.Module):
     ) -> dict[str, Tensor]:
         """Loss and logits of one batch.
 
-        ``labels`` (b l) as in transformers, -100 where nothing is predicted; ``num_items_in_batch`` label
-        tokens of the whole accumulated batch; ``inputs`` whatever the model takes.
+        ``labels`` (b l) as in transformers, -100 at visual placeholders and where nothing is predicted;
+        ``num_items_in_batch`` label tokens of the whole accumulated batch; ``inputs`` what the model takes.
         """
         if labels is None:
             return {"logits": self.model(**inputs).logits}
+        self._check_labels(labels, inputs.get("input_ids"))
         before = self.handle.decision
         logits = self.model(**{"use_cache": False, **inputs}).logits
         # the handle keeps the last decision there was: a batch of text only makes none
@@ -138,6 +150,12 @@ class Trainable(nn.Module):
         if self.training:
             loss = loss + self._auxiliary_loss(decision, counts, total)
         return {"loss": loss, "logits": logits}
+
+    def _check_labels(self, labels: Tensor, ids: Tensor | None) -> None:
+        """A visual token is predicted by nothing that stays."""
+        for kind, token in self.handle.tokens.items() if ids is not None else ():
+            if bool(((ids == token) & (labels != -100)).any()):
+                raise TokenOpsError("Trainable", f"labels of -100 at {kind} placeholders", "other labels")
 
     def _auxiliary_loss(self, decision: Decision | None, counts: Tensor, total: Tensor | int) -> Tensor:
         """Weighted BCE of a decision; ``counts`` (b) label tokens of each sample, ``total`` of all."""
