@@ -43,7 +43,7 @@ def untrained_scorer() -> LearnedScorer:
     return scorer
 
 
-BUDGETS = (0.5, 0.3, 0.2, 0.1, 0.05)
+BUDGETS = (0.3, 0.2, 0.1, 0.05)
 METHODS: dict[str, Callable[[float], Pipeline]] = {
     "visionselector": pocket.visionselector,
     "random": lambda keep: recipes.random(keep, seed=None),
@@ -150,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--scenes", type=int, default=320)
+    parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

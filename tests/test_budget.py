@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenops import TokenOpsError
-from tokenops.budget import check_keep, keep_count, keep_counts
+from tokenops.budget import Budget, check_keep, keep_count, keep_counts
 
 ratios = st.floats(0, 1, exclude_min=True, allow_nan=False)
 counts = st.integers(1, 10**6)
@@ -58,6 +58,35 @@ def test_bad_budgets(keep: Any) -> None:
     for call in (check_keep, lambda k: keep_count(k, 3), lambda k: keep_counts(k, torch.ones(1))):
         with pytest.raises(TokenOpsError, match="keep must be a ratio"):
             call(keep)
+
+
+def test_a_count_above_all_keeps_all() -> None:
+    for keep in (2**63, 2**70, 10**400):
+        assert keep_count(keep, 7) == 7
+        assert keep_counts(keep, torch.tensor([0, 7])).tolist() == [0, 7]
+
+
+@pytest.mark.parametrize("keep", [0.5, 3])
+def test_fewer_than_no_tokens(keep: float) -> None:
+    with pytest.raises(TokenOpsError, match="n >= 0 tokens, got -3"):
+        keep_count(keep, -3)
+
+
+def test_the_attribute_speaks_for_the_class_that_declares_it() -> None:
+    class Tenth:
+        keep = Budget()
+
+    class Heir(Tenth):
+        pass
+
+    heir = Heir()
+    assert isinstance(Heir.keep, Budget)
+    assert not hasattr(heir, "keep")
+    with pytest.raises(TokenOpsError, match="Tenth: keep must be a ratio"):
+        heir.keep = 2.0
+    heir.keep, other = 0.1, Tenth()
+    other.keep = 3
+    assert (heir.keep, other.keep) == (0.1, 3)
 
 
 def test_numpy_numbers() -> None:

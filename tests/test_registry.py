@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,6 +69,9 @@ def test_refusals(listed: Any) -> None:
         register("score")(newcomer)
     with pytest.raises(TokenOpsError, match="a class needs sample="):
         register("scorer")(type("Bare", (), {}))
+    for nameless in (functools.partial(newcomer), 3):
+        with pytest.raises(TokenOpsError, match="a class or function with a name"):
+            register("scorer")(nameless)  # type: ignore[type-var]
     with pytest.raises(TokenOpsError, match="kind must be one of"):
         registered("scores")
     with pytest.raises(TokenOpsError, match="a registered scorer"):

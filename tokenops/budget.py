@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -37,6 +38,33 @@ def check_keep(keep: Keep, *, who: str = "budget") -> Keep:
     return ratio
 
 
+class Budget:
+    """The attribute ``keep`` of a component: a ratio in (0, 1] or a count, checked whenever it is set.
+
+    Errors are raised in the name of the class that declares it.
+
+    >>> class Half:
+    ...     keep = Budget()
+    >>> half = Half()
+    >>> half.keep = 0.5
+    >>> half.keep
+    0.5
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._who, self._slot = owner.__name__, f"_{name}"
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Budget: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Keep: ...
+    def __get__(self, instance: object | None, owner: type) -> Budget | Keep:
+        return self if instance is None else getattr(instance, self._slot)
+
+    def __set__(self, instance: object, keep: Keep) -> None:
+        setattr(instance, self._slot, check_keep(keep, who=self._who))
+
+
 def keep_count(keep: Keep, n: int, *, who: str = "budget") -> int:
     r"""Number of tokens kept of ``n``.
 
@@ -48,6 +76,8 @@ def keep_count(keep: Keep, n: int, *, who: str = "budget") -> int:
     [14, 43, 144, 14, 144]
     """
     keep = check_keep(keep, who=who)
+    if n < 0:
+        raise TokenOpsError(who, "n >= 0 tokens", n)
     wanted = keep if isinstance(keep, int) else max(1, math.floor(keep * n + 1e-6))
     return min(wanted, n)
 
@@ -60,5 +90,5 @@ def keep_counts(keep: Keep, n: Tensor, *, who: str = "budget") -> Tensor:
     """
     keep = check_keep(keep, who=who)
     if isinstance(keep, int):
-        return n.long().clamp(max=keep)
+        return n.long().clamp(max=min(keep, torch.iinfo(torch.long).max))
     return torch.minimum((keep * n.double() + 1e-6).floor().long().clamp(min=1), n.long())

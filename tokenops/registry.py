@@ -44,7 +44,7 @@ def register(
     """Decorator: list a component under ``kind``; ``paper`` as ``"arXiv:2510.16598"``.
 
     Raises:
-        TokenOpsError: unknown kind, a class without a ``sample``, or a name taken by another component.
+        TokenOpsError: unknown kind, a component without a name, a class without a ``sample``, or a name taken by another component.
 
     >>> @register("scorer")
     ... def first_feature(x):
@@ -56,6 +56,8 @@ def register(
         entry = Entry(kind, component, paper, sample)
         if kind not in KINDS:
             raise TokenOpsError("register", f"kind must be one of {', '.join(KINDS)}", repr(kind))
+        if not isinstance(getattr(component, "__name__", None), str):
+            raise TokenOpsError("register", "a class or function with a name", repr(component))
         if inspect.isclass(component) and sample is None:
             raise TokenOpsError("register", "a class needs sample=", entry.name)
         known = _ENTRIES.get((kind, entry.name))

@@ -4,8 +4,8 @@
 
 Every patch within 8 pixels of a digit's centre learns the digit, its colour and its quadrant, the patch
 holding the centre learns to say so, all others learn "nothing" (patches with a digit's outer strokes are
-left free). Grey decoys are labelled like digits without a colour. The CLS token learns to tag the picture:
-which digit classes are in it, grey or not.
+left free). Grey decoys are labelled like digits without a colour. The CLS token learns a census of the
+picture: how many digits of each class are in it, grey or not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def number_of(digit: Digit) -> int:
 
 
 def labels_of(scene: Scene) -> dict[str, np.ndarray]:
-    """Pixels (3, 96, 96) uint8, patch labels (144, 3) with 0 for nothing, centres (144,), tags (10,)."""
+    """Pixels (3, 96, 96) uint8, patch labels (144, 3) with 0 for nothing, centres (144,), census (10,)."""
     everything = scene.digits + scene.decoys
     table = np.array(
         [(d.label, number_of(d), QUADRANTS.index(d.quadrant)) for d in everything] + [(-1, -1, -1)]
@@ -47,10 +47,9 @@ def labels_of(scene: Scene) -> dict[str, np.ndarray]:
     patches[(scene.patch_core < 0) & (scene.patch_digit >= 0)] = FREE
     centre = np.zeros(len(patches), np.float32)
     centre[[int(y // PATCH) * GRID + int(x // PATCH) for x, y in (d.centre for d in everything)]] = 1.0
-    tags = np.zeros(10, np.float32)
-    tags[[d.label for d in everything]] = 1.0
+    census = np.bincount([d.label for d in everything], minlength=10).astype(np.float32)
     pixels = scene.pixels.transpose(2, 0, 1).copy()
-    return {"pixels": pixels, "patches": patches, "centre": centre, "tags": tags}
+    return {"pixels": pixels, "patches": patches, "centre": centre, "census": census}
 
 
 class Scenes(IterableDataset[dict[str, np.ndarray]]):
@@ -73,7 +72,7 @@ class TowerHeads(nn.Module):
         self.image = nn.Linear(width, 10)
 
     def forward(self, patches: Tensor, cls: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Logits per patch (B, 144, each size) and of the tags (B, 10)."""
+        """Logits per patch (B, 144, each size) and the census (B, 10)."""
         return self.patch(patches).split(self.sizes, dim=-1), self.image(cls)
 
 
@@ -94,7 +93,7 @@ def losses(outputs: tuple[tuple[Tensor, ...], Tensor], batch: Batch) -> dict[str
         parts[name] = F.cross_entropy(logits, target, weight=weight, ignore_index=FREE)
     heat = patch_logits[3].squeeze(-1).float()
     parts["centre"] = F.binary_cross_entropy_with_logits(heat, batch["centre"], pos_weight=torch.tensor(10.0))
-    parts["tags"] = F.binary_cross_entropy_with_logits(image_logits.float(), batch["tags"])
+    parts["census"] = 0.3 * F.mse_loss(image_logits.float(), batch["census"])
     return parts
 
 
@@ -112,7 +111,8 @@ def accuracies(outputs: tuple[tuple[Tensor, ...], Tensor], batch: Batch) -> dict
     heat = patch_logits[3].squeeze(-1)
     cut = heat[at].quantile(0.05)
     result["centre_fp"] = (heat[nothing] > cut).float().mean().item()
-    result["tags"] = ((image_logits > 0) == (batch["tags"] > 0)).float().mean().item()
+    spread = batch["census"].var(0).mean()
+    result["census_r2"] = 1.0 - (F.mse_loss(image_logits, batch["census"]) / spread).item()
     return result
 
 

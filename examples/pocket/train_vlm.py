@@ -235,6 +235,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tower", type=Path, default=Path("build/pocket/tower.safetensors"))
+    parser.add_argument("--init", type=Path, default=None, help="start from this model's language side")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--batch-size", type=int, default=40)
@@ -244,6 +245,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(2)
     model = build_model(seed=options.seed)
+    if options.init:
+        model = LlavaForConditionalGeneration.from_pretrained(options.init, dtype=torch.float32)
     model.model.vision_tower.load_state_dict(load_file(options.tower))
     model.model.vision_tower.requires_grad_(False)
     train(model, build_cache(model.model.vision_tower, options.images, options.seed), options)

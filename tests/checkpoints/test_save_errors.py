@@ -56,7 +56,7 @@ def test_tensors_the_arguments_do_not_rebuild(parts: SimpleNamespace, tmp_path: 
         (meta, "as a dense tensor with data, got torch.strided, meta"),
     ):
         with pytest.raises(TokenOpsError, match=message):
-            save(around(selector), tmp_path / "new")
+            save(around(parts.Best(selector, 1)), tmp_path / "new")
         assert not (tmp_path / "new").exists()
 
 
@@ -67,6 +67,24 @@ def test_only_pipelines_into_folders(pipeline: Pipeline, parts: SimpleNamespace,
     with pytest.raises(TokenOpsError, match="save: a folder, got the file"):
         save(pipeline, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_places_that_cannot_be_written(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "none")
+    for place in (tmp_path / "file" / "new", tmp_path / "link", "/proc/none/new", "a\0b"):
+        with pytest.raises(TokenOpsError, match="save: a folder that can be made, got"):
+            save(pipeline, place)
+    assert (tmp_path / "file").read_text() == "mine"
+
+    def refuse(*args: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(TokenOpsError, match=r"save: a folder that can be written, got .*Permission"):
+        save(pipeline, tmp_path / "locked")
 
 
 @pytest.mark.parametrize("broken", [WEIGHTS, CONFIG])

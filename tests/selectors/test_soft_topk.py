@@ -107,6 +107,24 @@ def test_temperature_limits() -> None:
     assert_close(soft_topk(x, 2, temperature=1e6), torch.full((4,), 0.5), 1e-5)
 
 
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("k", [0, 1.5, 3])
+def test_rows_without_a_temperature_are_nan(k: float, hard: bool) -> None:
+    x = torch.randn(4, 3, requires_grad=True)
+    mask = torch.tensor([[True, True, False]] * 4)
+    tau = torch.tensor([0.0, 1.0, -2.0, math.nan])
+    p = soft_topk(x, k, temperature=tau, mask=mask, hard=hard)
+    assert p[[0, 2, 3]][:, :2].isnan().all()
+    assert_close(p[1], soft_topk(x[1], k, mask=mask[1], hard=hard), 0)
+    assert not p[:, 2].any()
+    (grad,) = torch.autograd.grad((p * torch.arange(3)).sum(), x)
+    assert grad[1].isfinite().all()
+
+
+def test_a_temperature_of_double_scores() -> None:
+    assert_close(soft_topk(torch.randn(4).double(), 2, temperature=1e300), torch.full((4,), 0.5).double(), 0)
+
+
 def test_k_per_row_broadcasts() -> None:
     x = torch.randn(2, 3, 8)
     for k in (torch.tensor(2), torch.tensor([1, 2, 3]), torch.tensor([[1.5], [6]]), torch.full((2, 3), 4)):
@@ -146,6 +164,10 @@ def test_output_dtype(dtype: torch.dtype) -> None:
         (torch.ones(2, 3), {"k": 1, "temperature": 0.0}),
         (torch.ones(2, 3), {"k": 1, "temperature": -1}),
         (torch.ones(2, 3), {"k": 1, "temperature": math.inf}),
+        (torch.ones(2, 3), {"k": 1, "temperature": 1e300}),
+        (torch.ones(2, 3), {"k": 1, "temperature": 1e-50}),
+        (torch.ones(2, 3), {"k": 1, "temperature": 10**400}),
+        (torch.ones(2, 3), {"k": 10**400}),
         (torch.ones(2, 3), {"k": 1, "temperature": torch.ones(3)}),
         (torch.ones(2, 3), {"k": 1, "mask": torch.ones(2, 3)}),
         (torch.ones(2, 3), {"k": 1, "mask": torch.ones(3, dtype=torch.bool)}),

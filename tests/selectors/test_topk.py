@@ -65,6 +65,12 @@ def test_keep_is_validated_and_settable() -> None:
     assert selector.keep == 3
 
 
+def test_compiles_in_one_graph() -> None:
+    selector, x = TopK(feature_norm, 0.5), torch.randn(2, 8, 2)
+    compiled = torch.compile(selector, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x).index, selector(x).index)
+
+
 def test_needs_are_the_scorers() -> None:
     assert TopK(cls_attention, 0.5).needs() == {"cls_attention": True}
     assert TopK(LearnedScorer(8), 0.5).needs() == {"segments": False}

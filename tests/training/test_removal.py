@@ -33,6 +33,8 @@ def test_remove_detaches_and_thaws_what_was_thawed() -> None:
 def test_labels_at_visual_placeholders_are_refused(family: str) -> None:
     inputs = tiny.sample(family, [0], 1)
     trainable = make(tiny.MODELS[family]())
+    assert not trainable.training
+    trainable.train()
     with pytest.raises(TokenOpsError, match="labels of -100 at image placeholders"):
         trainable(**inputs, labels=inputs["input_ids"].clone())
     labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == tiny.IMAGE, -100)

@@ -31,7 +31,7 @@ def save(pipeline: Pipeline, folder: str | os.PathLike[str]) -> None:
 
     Raises:
         TokenOpsError: no pipeline, a component or constructor argument that cannot be written (it is named),
-            a component that its arguments do not rebuild, or a path that is a file.
+            a component that its arguments do not rebuild, or a path where no folder can be made or written.
 
     >>> import tempfile, tokenops
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -50,7 +50,8 @@ def save(pipeline: Pipeline, folder: str | os.PathLike[str]) -> None:
     description = describe(pipeline)
     _check_rebuilt(pipeline, description)
     # copies: safetensors refuses tensors that share memory, and a shared module has one under two names
-    tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in _state(pipeline).items()}
+    state = _state(pipeline, "save")
+    tensors = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
     weights = safetensors.save(tensors, metadata={"format": "pt"})
     config = {
         "format": FORMAT,
@@ -59,7 +60,10 @@ def save(pipeline: Pipeline, folder: str | os.PathLike[str]) -> None:
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "pipeline": description,
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise TokenOpsError("save", "a folder that can be made", f"{folder} ({error})") from error
     _write(folder / WEIGHTS, weights)
     _write(folder / CONFIG, json.dumps(config, indent=2, allow_nan=False).encode() + b"\n")
 
@@ -67,49 +71,54 @@ def save(pipeline: Pipeline, folder: str | os.PathLike[str]) -> None:
 def load(source: Source, *, revision: str | None = None) -> Pipeline:
     """The pipeline saved in a folder or a hub repository (``"owner/name"``), on the CPU, in evaluation mode.
 
-    Components of tokenops are found by name; those of another package must have been imported before.
+    Components of tokenops are found by name; those of another package must have been imported before. The
+    pipeline is first built without memory (on the meta device) and compared with the file's tensors.
+
+    Warns ``TokenOpsWarning`` when a tensor holds NaN: it loads as it was saved, to be looked at.
 
     Raises:
         TokenOpsError: no such folder or repository, no tokenops checkpoint in it, a newer format, an unknown
-            component, missing, unexpected or mis-shaped tensors, or a damaged file.
+            component or one that does not fit its place, missing, unexpected or mis-shaped tensors, tensors
+            of another kind of dtype, or a damaged file.
 
     >>> load("no/such/folder")
     Traceback (most recent call last):
     ...
     tokenops.errors.TokenOpsError: load: an existing folder or a hub id (owner/name), got 'no/such/folder'
     """
-    safetensors = require("safetensors", "load")
+    require("safetensors", "load")
     folder = fetch("load", source, [CONFIG, WEIGHTS], revision)
     config = _read_config(folder)
     weights = _read(folder, WEIGHTS)
-    try:
-        state = require("safetensors.torch", "load").load(weights)
-    except safetensors.SafetensorError as error:
-        raise TokenOpsError("load", f"a whole {WEIGHTS} in {folder}", str(error)) from error
-    pipeline = _build(config["pipeline"])
-    if not isinstance(pipeline, Pipeline):
-        raise TokenOpsError("load", f"a Pipeline in {folder / CONFIG}", type(pipeline).__name__)
-    _fill(pipeline, state)
+    state = _tensors(weights, folder)
+    sketch = _sketch(config["pipeline"])
+    if sketch is not None:
+        _check_fits(sketch, state, folder)
     if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
         raise TokenOpsError("load", f"the {WEIGHTS} that {CONFIG} was saved with", f"another one in {folder}")
+    pipeline = _build(config["pipeline"])
+    _check_fits(pipeline, state, folder)
+    for name, tensor in _state(pipeline).items():
+        tensor.data = tensor.data.to(state[name].dtype)
+    pipeline.load_state_dict(state)
+    if spoiled := [name for name, t in state.items() if t.isnan().any()]:
+        warnings.warn(f"load: NaN in {_some(spoiled)} of {folder}", TokenOpsWarning, stacklevel=2)
     return pipeline.eval()
 
 
-def _state(module: nn.Module) -> dict[str, Tensor]:
+def _state(module: nn.Module, who: str = "load") -> dict[str, Tensor]:
     """The state_dict, parameters and buffers themselves."""
     state = module.state_dict(keep_vars=True)
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            raise TokenOpsError("save", f"{name} as a tensor", type(value).__name__)
-        if value.is_meta or value.layout is not torch.strided:
-            raise TokenOpsError(
-                "save", f"{name} as a dense tensor with data", f"{value.layout}, {value.device}"
-            )
+            raise TokenOpsError(who, f"{name} as a tensor", type(value).__name__)
+        if value.layout is not torch.strided or (value.is_meta and who == "save"):
+            raise TokenOpsError(who, f"{name} as a dense tensor with data", f"{value.layout}, {value.device}")
     return state
 
 
 def _check_rebuilt(pipeline: Pipeline, description: dict[str, Any]) -> None:
-    """The description builds what it was read from: same description, tensor names, shapes and ties."""
+    """The description builds what it was read from: same description, tensor names, shapes, dtypes, ties."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TokenOpsWarning)
         twin = _build(description)
@@ -118,20 +127,38 @@ def _check_rebuilt(pipeline: Pipeline, description: dict[str, Any]) -> None:
     wanted, got = _layout(pipeline), _layout(twin)
     if wanted != got:
         changed = sorted(name for name in wanted | got if wanted.get(name) != got.get(name))
-        what = "constructor arguments that rebuild every tensor (name, shape, sharing)"
+        what = "constructor arguments that rebuild every tensor (name, shape, kind of dtype, sharing)"
         raise TokenOpsError("save", what, f"a difference at {_some(changed)}")
 
 
-def _layout(module: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name -> shape and the first name of the same tensor."""
+def _layout(module: nn.Module) -> dict[str, tuple[tuple[int, ...], str, str]]:
+    """Name -> shape, kind of dtype and the first name of the same tensor."""
     first: dict[int, str] = {}
-    return {k: (tuple(t.shape), first.setdefault(id(t), k)) for k, t in _state(module).items()}
+    state = _state(module, "save")
+    return {k: (tuple(t.shape), _kind(t), first.setdefault(id(t), k)) for k, t in state.items()}
 
 
-def _build(description: Any) -> Any:
-    """Build on the CPU without moving the global random state."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+def _kind(tensor: Tensor) -> str:
+    """Floating dtypes may stand for each other, no others."""
+    return "floating" if tensor.is_floating_point() else str(tensor.dtype)
+
+
+def _build(description: Any, device: str = "cpu") -> Any:
+    """Build on a device without moving the global random state."""
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         return build(description)
+
+
+def _sketch(description: Any) -> Any:
+    """The pipeline without memory; None where a constructor computes with values, which meta tensors lack."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TokenOpsWarning)
+        try:
+            return _build(description, "meta")
+        except TokenOpsError as error:
+            if isinstance(error.__cause__, RuntimeError):
+                return None
+            raise
 
 
 def _read(folder: Path, name: str) -> bytes:
@@ -142,11 +169,10 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    text = _read(folder, CONFIG)
     try:
-        config = json.loads(_read(folder, CONFIG))
-    except ValueError as error:
-        if isinstance(error, TokenOpsError):
-            raise
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise TokenOpsError("load", f"JSON in {folder / CONFIG}", str(error)) from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise TokenOpsError("load", f'"format": "{FORMAT}" in {folder / CONFIG}', "a file of something else")
@@ -160,8 +186,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _fill(pipeline: Pipeline, state: Mapping[str, Tensor]) -> None:
-    """Copy the tensors in, strictly; the pipeline takes their dtypes."""
+def _tensors(weights: bytes, folder: Path) -> dict[str, Tensor]:
+    """The tensors of the file, in its own bytes."""
+    broken = require("safetensors", "load").SafetensorError
+    try:
+        return require("safetensors.torch", "load").load(weights)
+    except (broken, KeyError, RuntimeError, AssertionError) as error:
+        raise TokenOpsError("load", f"a whole {WEIGHTS} in {folder}", str(error)) from error
+
+
+def _check_fits(pipeline: Any, state: Mapping[str, Tensor], folder: Path) -> None:
+    """A pipeline whose tensors are those of the file: names, shapes, kinds of dtype."""
+    if not isinstance(pipeline, Pipeline):
+        got = getattr(pipeline, "__name__", None) or type(pipeline).__name__
+        raise TokenOpsError("load", f"a Pipeline in {folder / CONFIG}", got)
     own = _state(pipeline)
     if missing := sorted(set(own) - set(state)):
         raise TokenOpsError("load", f"every tensor of the pipeline in {WEIGHTS}", f"no {_some(missing)}")
@@ -170,8 +208,8 @@ def _fill(pipeline: Pipeline, state: Mapping[str, Tensor]) -> None:
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
             raise TokenOpsError("load", f"{name} of shape {tuple(tensor.shape)}", tuple(state[name].shape))
-        tensor.data = tensor.data.to(state[name].dtype)
-    pipeline.load_state_dict(state)
+        if _kind(tensor) != _kind(state[name]):
+            raise TokenOpsError("load", f"{name} as {_kind(tensor)}", state[name].dtype)
 
 
 def _some(names: Iterable[str], limit: int = 4) -> str:
@@ -183,7 +221,12 @@ def _write(path: Path, data: bytes) -> None:
     """Write beside ``path``, then rename: readers see the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("xb") as file:
+        try:
+            opened = temporary.open("xb")
+        except OSError as error:
+            what = f"{path.parent} ({type(error).__name__}: {error})"
+            raise TokenOpsError("save", "a folder that can be written", what) from error
+        with opened as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

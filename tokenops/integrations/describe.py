@@ -31,7 +31,15 @@ PACKAGES = (
     "tokenops.routers",
 )
 STAGES = (Pipeline, Prune)
+DEPTH = 100  # lists and dicts inside each other; a pipeline takes about three for each component
+SLOTS = {
+    ("stage/Prune", "selector"): "selector",
+    ("selector/TopK", "scorer"): "scorer",
+    ("selector/TopK", "relax"): "relaxation",
+}
+_ALSO = {"kernel/hard_topk": "relaxation"}
 _VALUE = "a finite number, string, registered component, or a list or dict of these"
+_NESTED = f"lists and components nested less than {DEPTH} deep"
 
 
 def components() -> dict[str, Callable[..., Any]]:
@@ -51,13 +59,31 @@ def describe(component: Any) -> dict[str, Any]:
 
     Raises:
         TokenOpsError: a component that is not registered, or an argument that no attribute of its name holds
-            as a number, string, component, or a list or dict of these.
+            as a number, string, component, or a list or dict of these, not too deeply nested.
 
     >>> describe(Pipeline())
     {'component': 'stage/Pipeline', 'arguments': {'stages': {'dict': {}}}}
     """
     names = {id(made): name for name, made in components().items()}
-    return _Describe(names).value(component, "describe", "component", "")
+    try:
+        description = _Describe(names).value(component, "describe", "component", "")
+    except RecursionError as error:
+        raise TokenOpsError("describe", _NESTED, "a value that contains itself or too many others") from error
+    _check_depth("describe", description)
+    return description
+
+
+def _check_depth(who: str, description: Any) -> None:
+    level = [description]
+    for _ in range(DEPTH):
+        level = [
+            value
+            for node in level
+            if isinstance(node, dict | list)
+            for value in (node.values() if isinstance(node, dict) else node)
+        ]
+    if level:
+        raise TokenOpsError(who, _NESTED, "more")
 
 
 class _Describe:
@@ -75,6 +101,8 @@ class _Describe:
             return {"tuple": self.value(list(value), who, argument, path)}
         if isinstance(value, Mapping | nn.ModuleDict) and all(isinstance(key, str) for key in value):
             return {"dict": {k: self.value(v, who, argument, f"{path}.{k}") for k, v in value.items()}}
+        if isinstance(value, type):
+            raise TokenOpsError(who, f"{argument} as {_VALUE}", f"the class {name_of(value)}, no instance")
         if name := self.names.get(id(value)):
             return {"component": name}
         if isinstance(value, functools.partial) and id(value.func) in self.names and not value.args:
@@ -106,11 +134,13 @@ def build(description: Any) -> Any:
     """The component of a description.
 
     Raises:
-        TokenOpsError: a component that is unknown or whose package is not imported, or unfit arguments.
+        TokenOpsError: a component that is unknown, whose package is not imported or that does not fit its
+            place, unfit arguments, or a description nested too deeply.
 
     >>> build(describe(Pipeline()))
     Pipeline()
     """
+    _check_depth("load", description)
     return _Build(components()).value(description, "")
 
 
@@ -119,6 +149,11 @@ class _Build:
 
     def __init__(self, known: Mapping[str, Callable[..., Any]]) -> None:
         self.known, self.built = known, dict[str, Any]()
+        self.kinds: dict[int, set[str]] = {}
+        for entry in registered():
+            self.kinds.setdefault(id(entry.component), set()).add(entry.kind)
+        for name, kind in _ALSO.items():
+            self.kinds.setdefault(id(known.get(name)), set()).add(kind)
 
     def value(self, node: Any, path: str) -> Any:
         if isinstance(node, list):
@@ -134,10 +169,16 @@ class _Build:
                 return self.built[first]
             case {"component": str(name), "arguments": dict(arguments)}:
                 given = {k: self.value(v, f"{path}.{k}") for k, v in arguments.items()}
-                self.built[path] = _call(name, self.component(name), given)
+                made = self.component(name)
+                for argument, value in given.items():
+                    self.check_slot(name, argument, value)
+                self.built[path] = _call(name, made, given)
                 return self.built[path]
-            case {"component": str(name)}:
-                return self.component(name)
+            case {"component": str(name)} if "arguments" not in node:
+                made = self.component(name)
+                if isinstance(made, type):
+                    raise TokenOpsError("load", f'"arguments" of the class {name} at pipeline{path}', "none")
+                return made
         raise TokenOpsError("load", f"a component, tuple or dict at pipeline{path}", f"keys {sorted(node)}")
 
     def component(self, name: str) -> Callable[..., Any]:
@@ -148,10 +189,30 @@ class _Build:
             raise TokenOpsError("load", f"import {module} first: it defines {name}", "no such component yet")
         raise TokenOpsError("load", "a component of this version of tokenops", repr(name))
 
+    def check_slot(self, owner: str, argument: str, value: Any) -> None:
+        """A component of the kind that the argument of ``owner`` takes; no other value is looked at here."""
+        wanted = SLOTS.get((owner, argument))
+        if wanted is None or not callable(value):
+            return
+        made = value.func if isinstance(value, functools.partial) else value
+        plain = id(made) in self.kinds
+        kinds = self.kinds.get(id(made if plain else type(made)), set())
+        if wanted not in kinds:
+            got = f"{name_of(made)} ({', '.join(sorted(kinds)) or 'none of the kinds'})"
+            raise TokenOpsError(owner, f"a {wanted} as {argument}", got)
+        if plain and wanted == "selector" and "mask" not in (taken := inspect.signature(value).parameters):
+            if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+                got = f"{name_of(made)} of ({', '.join(taken)})"
+                raise TokenOpsError(owner, f"a selector that takes (x, *, mask) as {argument}", got)
+
 
 def _call(name: str, component: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     """Construct a class, bind a function; ``*args`` and ``**kwargs`` are unfolded from their own names."""
     if not isinstance(component, type):
+        try:
+            inspect.signature(component).bind_partial(**arguments)
+        except (TypeError, ValueError) as error:
+            raise TokenOpsError(name, "arguments it takes", f"{arguments} ({error})") from error
         return functools.partial(component, **arguments)
     parameters = _parameters(component)
     if unknown := sorted(set(arguments) - set(parameters)):
@@ -161,7 +222,7 @@ def _call(name: str, component: Callable[..., Any], arguments: dict[str, Any]) -
         return component(*bound.args, **bound.kwargs)
     except TokenOpsError:
         raise
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise TokenOpsError(name, "arguments its constructor takes", f"{arguments} ({error})") from error
 
 

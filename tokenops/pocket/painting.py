@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -22,7 +24,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 COLOUR_NAMES = tuple(COLOURS)
 GREY = "grey"
-CORE_RADIUS = 8.0
+CORE_RADIUS, DECOY_RADIUS = 8.0, 5.7
+DECOY_SIZE = 0.6
 _BELONGS = 4.0
 Box = tuple[int, int, int, int]
 
@@ -82,6 +85,8 @@ def paste(
     """Blends a digit into the canvas (96, 96, 3), centred at (x, y); returns its box and ink (96, 96)."""
     bank = glyph_bank(split)
     style = random_style(rng) if split == "train" else GlyphStyle()
+    if colour == GREY:
+        style = replace(style, size=DECOY_SIZE * style.size)
     mask = draw_glyph(bank.images[rng.choice(bank.by_class[label])], style)
     left, top, right, bottom = ink_box(mask)
     x = centre[0] - (left + right) // 2
@@ -101,12 +106,12 @@ def paste(
 
 
 def patch_maps(
-    boxes: list[Box], inks: list[NDArray[np.float32]]
+    boxes: list[Box], inks: list[NDArray[np.float32]], radii: list[float]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(144,) owner of every patch by ink, and (144,) owner by nearness to a digit's centre; -1 for none.
+    """(144,) owner of every patch by ink, and (144,) by nearness to a centre within its radius; -1 for none.
 
     >>> ink = np.zeros((96, 96), np.float32); ink[8:24, 8:24] = 1.0
-    >>> by_ink, core = patch_maps([(8, 8, 24, 24)], [ink])
+    >>> by_ink, core = patch_maps([(8, 8, 24, 24)], [ink], [8.0])
     >>> np.flatnonzero(by_ink == 0).tolist(), np.flatnonzero(core == 0).tolist()
     ([13, 14, 25, 26], [13, 14, 25, 26])
     """
@@ -117,5 +122,6 @@ def patch_maps(
     edges = np.array(boxes, dtype=np.float64)
     centre_x, centre_y = (edges[:, 0] + edges[:, 2]) / 2, (edges[:, 1] + edges[:, 3]) / 2
     distance = np.hypot(xs - centre_x[:, None], ys - centre_y[:, None])
-    core = np.where(distance.min(0) <= CORE_RADIUS, distance.argmin(0), -1)
+    share = distance / np.array(radii)[:, None]
+    core = np.where(share.min(0) <= 1.0, share.argmin(0), -1)
     return belongs.astype(np.int64), core.astype(np.int64)

@@ -1,8 +1,8 @@
 """Seeded scenes of coloured handwritten digits among clutter, with questions and answers.
 
 A scene is a 96x96 RGB image, seen as 12x12 = 144 patches of 8x8 pixels. It holds two to four coloured digits,
-at most one per quadrant, all of different classes and colours, and up to twelve grey decoys: handwritten
-digits of other classes, about which nobody asks. So what stands out and what matters are two things, and a
+at most one per quadrant, all of different classes and colours, and up to 24 grey decoys: smaller handwritten
+digits of other classes, about which nobody asks. So what there is and what matters are two things, and a
 selector has to know the difference. Every question is answered by one word.
 
 >>> scene = scenes(1, "heldout", seed=3)[0]
@@ -25,6 +25,8 @@ from tokenops.errors import TokenOpsError
 from tokenops.pocket.glyphs import SPLITS, Split
 from tokenops.pocket.painting import (
     COLOUR_NAMES,
+    CORE_RADIUS,
+    DECOY_RADIUS,
     GREY,
     GRID,
     IMAGE_SIZE,
@@ -38,8 +40,9 @@ Kind = Literal["what", "where", "count"]
 KINDS: tuple[Kind, ...] = ("what", "where", "count")
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 QUADRANTS = ("topleft", "topright", "bottomleft", "bottomright")
-DECOYS, DISTANCE = 12, 18.0
-_MARGIN = 12
+DECOYS = 24
+AWAY, APART = 16.0, 12.0
+_MARGIN, _EDGE = 12, 7
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Scene:
 
     ``patch_digit`` (144,) int64 says to which digit a patch belongs, as an index into ``digits + decoys``, -1
     for none: at least four pixels' worth of its ink. ``patch_core`` (144,) is -1 too for all but the patches
-    whose middle is within 8 pixels of the digit's centre.
+    whose middle is within 8 pixels of the digit's centre, 5.7 of a decoy's.
     """
 
     image: Image.Image
@@ -149,14 +152,14 @@ def _plan(rng: np.random.Generator) -> _Plan:
 
 
 def _gaps(taken: list[Place], rng: np.random.Generator) -> list[Place]:
-    """Up to DECOYS places at least DISTANCE pixels from everything taken and from each other."""
-    places = list(taken)
-    for x, y in rng.integers(_MARGIN, IMAGE_SIZE - _MARGIN + 1, (300, 2)):
-        if len(places) == len(taken) + DECOYS:
-            break
-        if all(np.hypot(x - a, y - b) >= DISTANCE for a, b in places):
-            places.append((int(x), int(y)))
-    return places[len(taken) :]
+    """Up to DECOYS places at least AWAY pixels from everything taken and APART from each other."""
+    tried = rng.integers(_EDGE, IMAGE_SIZE - _EDGE + 1, (400, 2))
+    tried = tried[(np.linalg.norm(tried[:, None] - np.array(taken), axis=-1) >= AWAY).all(1)]
+    places = np.empty((0, 2), int)
+    for place in tried:
+        if (np.linalg.norm(places - place, axis=-1) >= APART).all():
+            places = np.vstack([places, place])
+    return [(int(x), int(y)) for x, y in places[:DECOYS]]
 
 
 def _paint(plan: _Plan, split: Split, rng: np.random.Generator) -> Scene:
@@ -171,7 +174,8 @@ def _paint(plan: _Plan, split: Split, rng: np.random.Generator) -> Scene:
         painted[number] = Digit(label, colour, quadrant, box), ink
     all_digits = tuple(painted[number][0] for number in range(len(painted)))
     inks = [painted[number][1] for number in range(len(painted))]
-    belongs, core = patch_maps([digit.box for digit in all_digits], inks)
+    radii = [DECOY_RADIUS if digit.colour == GREY else CORE_RADIUS for digit in all_digits]
+    belongs, core = patch_maps([digit.box for digit in all_digits], inks, radii)
     image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
     return Scene(image, all_digits[: len(digits)], all_digits[len(digits) :], belongs, core)
 

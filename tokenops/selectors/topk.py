@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from tokenops.budget import Keep, check_keep, keep_count, keep_counts
+from tokenops.budget import Budget, Keep, keep_count, keep_counts
 from tokenops.errors import TokenOpsError
 from tokenops.kernels.topk import hard_topk
 from tokenops.registry import register
@@ -62,6 +62,8 @@ class TopK(nn.Module):
     tensor([[1, 3]])
     """
 
+    keep = Budget()
+
     def __init__(self, scorer: Scorer, keep: Keep, relax: Relaxation | None = None) -> None:
         super().__init__()
         if not callable(scorer):
@@ -70,15 +72,6 @@ class TopK(nn.Module):
             raise TokenOpsError("TopK", "a callable relax or None", type(relax).__name__)
         self.scorer, self.relax = scorer, relax
         self.keep = keep
-
-    @property
-    def keep(self) -> Keep:
-        """The budget: a ratio in (0, 1] or a count."""
-        return self._keep
-
-    @keep.setter
-    def keep(self, keep: Keep) -> None:
-        self._keep = check_keep(keep, who="TopK")
 
     def needs(self) -> dict[str, bool]:
         """Signals the scorer takes: name -> required."""

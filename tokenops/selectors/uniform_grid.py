@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tokenops.budget import Keep, check_keep, keep_count, keep_counts
+from tokenops.budget import Budget, Keep, keep_count, keep_counts
 from tokenops.kernels.rows import gather_rows
 from tokenops.kernels.topk import hard_topk
 from tokenops.registry import register
@@ -93,18 +93,11 @@ class UniformGrid(nn.Module):
             [0, 1, 0, 1]])
     """
 
+    keep = Budget()
+
     def __init__(self, keep: Keep) -> None:
         super().__init__()
         self.keep = keep
-
-    @property
-    def keep(self) -> Keep:
-        """The budget: a ratio in (0, 1] or a count."""
-        return self._keep
-
-    @keep.setter
-    def keep(self, keep: Keep) -> None:
-        self._keep = check_keep(keep, who="UniformGrid")
 
     def forward(
         self,

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from tokenops.kernels.rows import gather_rows, pool_rows, put_rows
 from tokenops.shapes import Bool, Float, Int
-from tokenops.tokenmap.checks import check_alike, check_field, check_rows, flat_places
+from tokenops.tokenmap.checks import (
+    check_alike,
+    check_field,
+    check_range,
+    check_rows,
+    check_weight,
+    flat_places,
+)
 from tokenops.tokenmap.selection import Selection
 
 
@@ -21,7 +28,7 @@ class Assignment:
 
     Attributes:
         group: (b n) long in ``[0, k)``; -1 leaves a token out (padding).
-        weight: (b n) float, the token's mass (how many original tokens it stands for).
+        weight: (b n) float, finite and >= 0, the token's mass (how many original tokens it stands for).
         k: number of groups (slots) per row.
         anchor: (b k) long, the token whose position, mask and ids stand for the group; -1 marks a slot
             without a group.
@@ -30,7 +37,8 @@ class Assignment:
     is a projection.
 
     Raises:
-        TokenOpsError: wrong rank, dtype or device of a field.
+        TokenOpsError: wrong rank, dtype or device of a field; a group or anchor out of range (on CUDA an
+            assertion on the device, see ``tokenops.tokenmap.checks``); a bad weight (on the CPU only).
 
     >>> a = Assignment(torch.tensor([[0, 1, 0]]), torch.tensor([[1.0, 1.0, 3.0]]), 2, torch.tensor([[0, 1]]))
     >>> a.reduce(torch.tensor([[[4.0], [5.0], [8.0]]])).flatten(), a.mass
@@ -48,6 +56,9 @@ class Assignment:
         check_field(
             "Assignment", "anchor", self.anchor, torch.long, (self.group.shape[0], self.k), self.group.device
         )
+        check_range("Assignment", "group", self.group, -1, self.k)
+        check_range("Assignment", "anchor", self.anchor, -1, self.n)
+        check_weight("Assignment", self.weight, self.group)
 
     @property
     def n(self) -> int:
@@ -71,9 +82,19 @@ class Assignment:
             return x.new_zeros(x.shape[0], self.k, *x.shape[2:])
         if not x.is_floating_point():
             return gather_rows(x, self.anchor.clamp(min=0))
-        total, mass = pool_rows(x, self.group, self.weight, self.k)
+        total, mass = pool_rows(x, self.group, self._relative_weight(), self.k)
         mass = mass.reshape(mass.shape + (1,) * (x.ndim - 2))
-        return (total / mass.clamp(min=torch.finfo(total.dtype).tiny)).to(x.dtype)
+        # a group's mass is at least 1, its heaviest token, or 0
+        return (total / mass.clamp(min=0.5)).to(x.dtype)
+
+    def _relative_weight(self) -> Float[Tensor, "b n"]:
+        """Weights over the largest of their group: the same means, no sum too small or too large to hold."""
+        weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
+        inside = self.group >= 0
+        slot = torch.where(inside, self.group, self.k)
+        largest = weight.new_zeros(weight.shape[0], self.k + 1)
+        largest = largest.scatter_reduce(1, slot, weight.detach(), "amax").gather(1, slot)
+        return weight / torch.where(inside & (largest > 0), largest, 1)
 
     def lift(self, y: Tensor, *, into: Tensor) -> Tensor:
         """(b k ...) -> (b n ...): every token receives its group's value; tokens left out keep ``into``."""

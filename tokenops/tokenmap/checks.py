@@ -43,6 +43,43 @@ def check_alike(who: str, y: Tensor, into: Tensor) -> None:
         raise TokenOpsError(who, f"y like into, {tuple(into.shape[2:])} {into.dtype}", got)
 
 
+def check_range(who: str, name: str, tensor: Tensor, low: int, high: int) -> None:
+    """Every whole number of ``tensor`` in [low, high), so that no row reads or writes another.
+
+    At once on the CPU; on CUDA by an assertion on the device, which reads nothing back and ends the process'
+    CUDA context where it fails. Nothing is checked while compiling or where there are no values to read
+    (meta and fake tensors, vmap).
+    """
+    if torch.compiler.is_compiling() or tensor.numel() == 0:
+        return
+    expected = f"{name} in [{low}, {high})"
+    if tensor.device.type == "cpu" and (found := _extremes(tensor)) is not None:
+        least, most = found
+        if least < low or most >= high:
+            raise TokenOpsError(who, expected, least if least < low else most)
+    elif tensor.is_cuda and not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        least, most = tensor.aminmax()
+        torch._assert_async((least >= low) & (most < high), f"{who}: {expected}")
+
+
+def check_weight(who: str, weight: Tensor, group: Tensor) -> None:
+    """Finite weights >= 0 at all tokens that have a group; checked on the CPU only, and not while compiling."""
+    if torch.compiler.is_compiling() or weight.numel() == 0 or weight.device.type != "cpu":
+        return
+    found = _extremes(weight.detach().masked_fill(group < 0, 0))
+    if found is not None and not (found[0] >= 0 and found[1] < float("inf")):
+        raise TokenOpsError(who, "finite weights >= 0", found[1] if found[0] >= 0 else found[0])
+
+
+def _extremes(tensor: Tensor) -> tuple[float, float] | None:
+    """Smallest and largest value, or None where a tensor has no values to read (fake tensors, vmap)."""
+    least, most = tensor.aminmax()
+    try:
+        return least.item(), most.item()
+    except RuntimeError:
+        return None
+
+
 def flat_places(
     who: str,
     positions: Tensor,
@@ -62,4 +99,6 @@ def flat_places(
     if valid is None:
         valid = torch.ones(b, length, dtype=torch.bool, device=positions.device)
     check_field(who, "valid", valid, torch.bool, (None, length), positions.device)
+    check_range(who, "positions", positions, -1, length)
+    check_range(who, "rows", rows, 0, valid.shape[0])
     return torch.where(positions >= 0, rows[:, None] * length + positions, valid.numel()), valid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from tokenops.errors import TokenOpsError
 from tokenops.kernels.rows import gather_rows, put_rows
 from tokenops.shapes import Bool, Float, Int
-from tokenops.tokenmap.checks import check_alike, check_field, check_rows, flat_places
+from tokenops.tokenmap.checks import check_alike, check_field, check_range, check_rows, flat_places
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,8 @@ class Selection:
     With ``gate=None``: ``reduce(lift(y, into=x)) == y`` on valid slots and ``lift(reduce(x), into=x) == x``.
 
     Raises:
-        TokenOpsError: wrong rank, dtype or device of a field.
+        TokenOpsError: wrong rank, dtype or device of a field; an index out of range (on CUDA an assertion on
+            the device, see ``tokenops.tokenmap.checks``).
 
     >>> s = Selection.from_mask(torch.tensor([[True, False, True], [False, True, False]]))
     >>> s.index.tolist(), s.valid.tolist()
@@ -45,6 +47,8 @@ class Selection:
     scores: Float[Tensor, "b n"] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.n, bool) or not isinstance(self.n, (Integral, torch.SymInt)):
+            raise TokenOpsError("Selection", "n as a whole number", repr(self.n))
         check_field("Selection", "index", self.index, torch.long, (None, None))
         check_field("Selection", "valid", self.valid, torch.bool, tuple(self.index.shape), self.index.device)
         for name, value in (("gate", self.gate), ("scores", self.scores)):
@@ -52,6 +56,7 @@ class Selection:
                 check_field("Selection", name, value, None, (self.index.shape[0], self.n), self.index.device)
         if self.n < 0 or (self.n == 0 and self.index.shape[1] > 0):
             raise TokenOpsError("Selection", "n >= 1 where slots exist", self.n)
+        check_range("Selection", "index", self.index, 0, self.n)
 
     @classmethod
     def from_mask(cls, keep: Bool[Tensor, "b n"], k: int | None = None) -> Selection:
@@ -115,7 +120,7 @@ class Selection:
         """The same decision over whole sequences: other tokens always kept, padding is filler.
 
         Args:
-            positions: where token j of row i stands in its sequence; -1 for padding tokens.
+            positions: where token j of row i stands in its sequence, below ``length``; -1 for padding tokens.
             length: tokens per sequence.
             rows: the sequence each row (image) belongs to; row i by default, so one image a sequence.
             valid: (s l) False where a sequence is padding; all real by default. It fixes the number of

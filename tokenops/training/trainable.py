@@ -79,6 +79,7 @@ class Trainable(nn.Module):
         self.curriculum: Schedule = linear(0.1, 2.0) if curriculum is None else curriculum
         self.progress = 0.0
         self.metrics: dict[str, Tensor] = {}
+        self.train(model.training)
 
     def remove(self) -> None:
         """Detach the pipeline and let the model's parameters require gradients as before.

@@ -32,8 +32,10 @@ def _per_row(name: str, value: float | Tensor, batch: torch.Size, dtype: torch.d
             )
         value = value.to(dtype)
     else:
-        if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or value != value:
             raise TokenOpsError("soft_topk", f"{name} as a number or a tensor", repr(value))
+        if abs(value) > torch.finfo(dtype).max and not math.isinf(value):
+            raise TokenOpsError("soft_topk", f"{name} that {dtype} can hold", value)
         value = torch.full((), value, dtype=dtype, device=like.device)
     try:
         return value.expand(batch)[..., None]
@@ -57,6 +59,9 @@ def _check(
         raise TokenOpsError("soft_topk", "a float out_dtype", out_dtype)
     if isinstance(temperature, Real) and not 0 < temperature < math.inf:
         raise TokenOpsError("soft_topk", "a finite temperature > 0", temperature)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    if isinstance(temperature, Real) and not torch.finfo(wide).tiny <= temperature <= torch.finfo(wide).max:
+        raise TokenOpsError("soft_topk", f"a temperature that {wide} can hold", temperature)
 
 
 @register("relaxation", paper="arXiv:2510.16598")
@@ -75,12 +80,14 @@ def soft_topk(
     .. math:: p_i = \sigma\!\left(\frac{x_i - \nu}{\tau}\right), \qquad \sum_{i\ \mathrm{valid}} p_i = k
 
     It is the entropy-regularised projection of the scores on the capped simplex; :math:`\tau \to 0` gives the
-    hard Top-K, :math:`\tau \to \infty` the constant k/n.
+    hard Top-K, :math:`\tau \to \infty` the constant k/n. Gradients of any order by reverse mode;
+    forward-mode AD (``jvp``) is not offered.
 
     Args:
         scores: any shape; tokens run along ``dim``. Solved in float32 (float64 for float64).
         k: a *count*, real allowed: a number or a tensor per row. ``k <= 0`` gives zeros, ``k >= valid`` ones.
-        temperature: in units of the scores, > 0: a number or a tensor per row.
+        temperature: in units of the scores, > 0: a number or a tensor per row. Rows whose entry of a tensor is
+            not above 0 become NaN; a number must be within the range of the dtype solved in.
         mask: like ``scores``, False for padding, which gets 0 and no gradient whatever it holds; a score of
             ``-inf`` counts as padding. NaN makes its own row NaN.
         dim: the token axis.
@@ -111,6 +118,8 @@ def soft_topk(
     tau = _per_row("temperature", temperature, x.shape[:-1], wide, x)
     rank = None if isinstance(k, Tensor) else math.floor(min(max(k, 0), x.shape[-1]))
     p = x * 0 if x.shape[-1] == 0 else Threshold.apply(x, count, tau, valid, LOGISTIC, rank)
+    if isinstance(temperature, Tensor):
+        p = torch.where(tau > 0, p, math.nan)
     p = p.masked_fill(~valid, 0.0)
     if hard:
         ones = hard_topk(x, (count[..., 0].detach() + 0.5).floor().long(), mask=valid)
