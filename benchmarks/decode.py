@@ -121,6 +121,7 @@ def main() -> None:
     Console().print(table)
     settings = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
     if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         result = {"settings": settings | {"rounds": options.rounds, "steps": options.steps}, "rows": rows}
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 

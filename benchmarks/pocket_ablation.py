@@ -83,6 +83,7 @@ def main() -> None:
     settings = {"steps": options.steps, "batch": options.batch, "scenes": options.scenes, "keeps": KEEPS}
     settings |= {"torch": torch.__version__, "machine": f"{platform.machine()} CPU"}
     if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 

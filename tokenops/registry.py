@@ -44,7 +44,8 @@ def register(
     """Decorator: list a component under ``kind``; ``paper`` as ``"arXiv:2510.16598"``.
 
     Raises:
-        TokenOpsError: unknown kind, a component without a name, a class without a ``sample``, or a name taken by another component.
+        TokenOpsError: unknown kind, a component without a name, a class without a ``sample``, or a name
+            taken by another component.
 
     >>> @register("scorer")
     ... def first_feature(x):

@@ -60,10 +60,7 @@ def save(pipeline: Pipeline, folder: str | os.PathLike[str]) -> None:
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
         "pipeline": description,
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise TokenOpsError("save", "a folder that can be made", f"{folder} ({error})") from error
+    _make(folder)
     _write(folder / WEIGHTS, weights)
     _write(folder / CONFIG, json.dumps(config, indent=2, allow_nan=False).encode() + b"\n")
 
@@ -215,6 +212,13 @@ def _check_fits(pipeline: Any, state: Mapping[str, Tensor], folder: Path) -> Non
 def _some(names: Iterable[str], limit: int = 4) -> str:
     names = list(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise TokenOpsError("save", "a folder that can be made", f"{folder} ({error})") from error
 
 
 def _write(path: Path, data: bytes) -> None:

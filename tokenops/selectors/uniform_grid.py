@@ -55,7 +55,7 @@ def lattice(grid: Tensor, real: Tensor, k: Tensor) -> Tensor:
     share = ((frame_first + frame_size) * k + total // 2) // total - (frame_first * k + total // 2) // total
     line_of_frame = line.gather(1, frame_first.clamp(max=grid.shape[1] - 1))
     last = (frame_first + frame_size - 1).clamp(0, grid.shape[1] - 1)
-    lines = line.gather(1, last) - line_of_frame + 1
+    lines = (line.gather(1, last) - line_of_frame + 1).clamp(min=1)
     width = (frame_size / lines).clamp(min=1)
     used = (share * lines / width).sqrt().round().long()
     used = torch.maximum(used, (share / width).ceil().long()).clamp(min=1)

@@ -84,17 +84,18 @@ class Assignment:
             return gather_rows(x, self.anchor.clamp(min=0))
         total, mass = pool_rows(x, self.group, self._relative_weight(), self.k)
         mass = mass.reshape(mass.shape + (1,) * (x.ndim - 2))
-        # a group's mass is at least 1, its heaviest token, or 0
+        # a group's mass is at least 1, from its heaviest token, or 0
         return (total / mass.clamp(min=0.5)).to(x.dtype)
 
     def _relative_weight(self) -> Float[Tensor, "b n"]:
-        """Weights over the largest of their group: the same means, no sum too small or too large to hold."""
+        """Weights over the power of two below the largest of their group, so that sums can be held."""
         weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
         inside = self.group >= 0
         slot = torch.where(inside, self.group, self.k)
         largest = weight.new_zeros(weight.shape[0], self.k + 1)
         largest = largest.scatter_reduce(1, slot, weight.detach(), "amax").gather(1, slot)
-        return weight / torch.where(inside & (largest > 0), largest, 1)
+        largest = torch.where(inside & (largest > 0), largest, 1)
+        return weight / (largest / (2 * largest.frexp().mantissa))
 
     def lift(self, y: Tensor, *, into: Tensor) -> Tensor:
         """(b k ...) -> (b n ...): every token receives its group's value; tokens left out keep ``into``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor  # pyright: ignore[reportMissingImports]
 
 from tokenops.errors import TokenOpsError
 
@@ -17,11 +18,14 @@ def check_field(
     device: torch.device | None = None,
 ) -> None:
     """Rank, sizes (None for any), dtype (None for floating) and device of a field."""
-    expected = f"{name} of shape ({', '.join('*' if s is None else str(s) for s in shape)})"
-    if not isinstance(tensor, Tensor):
-        raise TokenOpsError(who, expected, type(tensor).__name__)
-    if tensor.ndim != len(shape) or any(s not in (None, t) for s, t in zip(shape, tensor.shape, strict=True)):
-        raise TokenOpsError(who, expected, tuple(tensor.shape))
+    if (
+        not isinstance(tensor, Tensor)
+        or tensor.ndim != len(shape)
+        or any(s not in (None, t) for s, t in zip(shape, tensor.shape, strict=True))
+    ):
+        expected = f"{name} of shape ({', '.join('*' if s is None else str(s) for s in shape)})"
+        got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TokenOpsError(who, expected, got)
     if (dtype is None and not tensor.is_floating_point()) or (dtype is not None and tensor.dtype != dtype):
         raise TokenOpsError(who, f"{name} of dtype {dtype or 'float'}", tensor.dtype)
     if device is not None and tensor.device != device:
@@ -57,13 +61,13 @@ def check_range(who: str, name: str, tensor: Tensor, low: int, high: int) -> Non
         least, most = found
         if least < low or most >= high:
             raise TokenOpsError(who, expected, least if least < low else most)
-    elif tensor.is_cuda and not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+    elif tensor.is_cuda and not is_functorch_wrapped_tensor(tensor):
         least, most = tensor.aminmax()
-        torch._assert_async((least >= low) & (most < high), f"{who}: {expected}")
+        torch.ops.aten._assert_async.msg((least >= low) & (most < high), f"{who}: {expected}")
 
 
 def check_weight(who: str, weight: Tensor, group: Tensor) -> None:
-    """Finite weights >= 0 at all tokens that have a group; checked on the CPU only, and not while compiling."""
+    """Finite weights >= 0 at all tokens in a group; checked on the CPU only, and not while compiling."""
     if torch.compiler.is_compiling() or weight.numel() == 0 or weight.device.type != "cpu":
         return
     found = _extremes(weight.detach().masked_fill(group < 0, 0))

@@ -34,7 +34,7 @@ def _per_row(name: str, value: float | Tensor, batch: torch.Size, dtype: torch.d
     else:
         if isinstance(value, bool) or not isinstance(value, Real) or value != value:
             raise TokenOpsError("soft_topk", f"{name} as a number or a tensor", repr(value))
-        if abs(value) > torch.finfo(dtype).max and not math.isinf(value):
+        if torch.finfo(dtype).max < abs(value) < math.inf:
             raise TokenOpsError("soft_topk", f"{name} that {dtype} can hold", value)
         value = torch.full((), value, dtype=dtype, device=like.device)
     try:
@@ -86,8 +86,8 @@ def soft_topk(
     Args:
         scores: any shape; tokens run along ``dim``. Solved in float32 (float64 for float64).
         k: a *count*, real allowed: a number or a tensor per row. ``k <= 0`` gives zeros, ``k >= valid`` ones.
-        temperature: in units of the scores, > 0: a number or a tensor per row. Rows whose entry of a tensor is
-            not above 0 become NaN; a number must be within the range of the dtype solved in.
+        temperature: in units of the scores, > 0: a number that the dtype solved in can hold, or a tensor per
+            row. An entry of a tensor that is not above 0 makes its row NaN.
         mask: like ``scores``, False for padding, which gets 0 and no gradient whatever it holds; a score of
             ``-inf`` counts as padding. NaN makes its own row NaN.
         dim: the token axis.
