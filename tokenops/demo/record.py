@@ -20,8 +20,8 @@ NOTE = (
     "Prefill runs from pixels to the first answer word; KV cache is what one question stores. The pocket "
     "model has 1.3 million parameters, and its vision tower, which none of these methods shortens, is about "
     "half of the work: hence the modest gain in prefill. In large models the tower is between a few per cent "
-    "(LLaVA-1.5) and a third (Qwen2.5-VL). Accuracy is the mean over three kinds of questions, uncertain by a "
-    "few points; --questions 2000 narrows it down."
+    "(LLaVA-1.5) and a third (Qwen2.5-VL). Accuracy is the mean over three kinds of questions, uncertain by "
+    "a few points; --questions 2000 narrows it down."
 )
 
 
