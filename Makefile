@@ -11,7 +11,7 @@ DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint types format install wheel clean
+.PHONY: help demo test slow lint types format install wheel clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,11 +19,11 @@ help: ## show the targets
 demo: $(DEMO) ## answer questions with fewer and fewer visual tokens, on the model that ships with the package
 	@$(PY) -m tokenops demo
 
-test: $(DEV) ## the whole test suite, with coverage
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --tb=short -n $(WORKERS) --dist worksteal --cov --cov-report=term --durations=10 $(PYTEST_ARGS)
+test: $(DEV) ## the test suite, with coverage
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --tb=short -n $(WORKERS) --dist worksteal -m "not slow" --cov --cov-report=term --durations=10 $(PYTEST_ARGS)
 
-quick: $(DEV) ## the tests that take seconds, without coverage
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
+slow: $(DEV) ## the tests that take minutes: torch.compile of every family, two processes
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --tb=short -n $(WORKERS) -m slow --durations=10 $(PYTEST_ARGS)
 
 lint: $(DEV) ## ruff: rules and formatting
 	@$(PY) -m ruff check .

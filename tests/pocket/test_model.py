@@ -41,14 +41,14 @@ def test_weights_are_small(loaded):
 
 def test_processor_round_trip(loaded, held_out):
     _, processor = loaded
-    questions = [scene.questions()[index] for scene, index in zip(held_out, (0, -1), strict=False)]
+    questions = [scene.questions()[index] for scene, index in zip(held_out, (0, -2), strict=False)]
     batch = encode(processor, held_out[:2], questions)
     assert batch["pixel_values"].shape == (2, 3, 96, 96)
     assert (batch["input_ids"] == TOKEN_ID["<image>"]).sum(1).tolist() == [144, 144]
     assert batch["attention_mask"][:, 0].tolist() == [1, 0]
     assert (batch["input_ids"][:, -1] == TOKEN_ID["?"]).all()
     text = processor.tokenizer.decode(batch["input_ids"][1], skip_special_tokens=True)
-    assert text.split()[-4:] == ["many", "coloured", "digits", "?"]
+    assert text.split()[-4:] == questions[1].text.split()
     assert [processor.tokenizer.convert_tokens_to_ids(word) for word in VOCABULARY] == list(
         range(len(VOCABULARY))
     )
@@ -56,7 +56,7 @@ def test_processor_round_trip(loaded, held_out):
 
 def test_batch_equals_rows(loaded, held_out):
     model, processor = loaded
-    questions = [scene.questions()[index] for scene, index in zip(held_out, (0, -1), strict=False)]
+    questions = [scene.questions()[index] for scene, index in zip(held_out, (0, -2), strict=False)]
     with torch.no_grad():
         both = model(**encode(processor, held_out[:2], questions)).logits[:, -1]
         for row in range(2):
