@@ -150,7 +150,7 @@ class State:
         if call is None or self.stage is None:
             return None
         if not call.units:
-            self._check_no_placeholders(call)
+            self._check_no_placeholders(call, arguments.get("past_key_values"))
             return None
         units, call.units = call.units, {}
         self.local.decision = None
@@ -163,9 +163,10 @@ class State:
         self.local.decision = decision
         return decision
 
-    def _check_no_placeholders(self, call: Call) -> None:
+    def _check_no_placeholders(self, call: Call, cache: Any) -> None:
+        """A prompt must bring its features; behind a cache, placeholders may be guesses of assisted decoding."""
         ids = call.input_ids
-        if ids is None or ids.shape[1] == 1:
+        if ids is None or ids.shape[1] == 1 or (cache is not None and cache.get_seq_length()):
             return
         if any(bool((ids == token).any()) for token in self.token_ids.values()):
             expected = "visual features together with their placeholders (no prefill_chunk_size)"
