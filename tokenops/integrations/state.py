@@ -164,7 +164,7 @@ class State:
         return decision
 
     def _check_no_placeholders(self, call: Call, cache: Any) -> None:
-        """A prompt must bring its features; behind a cache, placeholders may be guesses of assisted decoding."""
+        """A prompt brings its features; behind a cache, placeholders may be guesses of assisted decoding."""
         ids = call.input_ids
         if ids is None or ids.shape[1] == 1 or (cache is not None and cache.get_seq_length()):
             return
