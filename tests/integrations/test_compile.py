@@ -43,15 +43,19 @@ def logits(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         return model(**inputs).logits
 
 
-@families
-def test_compiling_the_attached_model(family: str) -> None:
+def compiled_equals_eager(family: str, pipeline: Pipeline) -> None:
     model = ref.model(family)
-    with tokenops.attach(model, ref.prune(0.3)) as handle:
+    with tokenops.attach(model, pipeline) as handle:
         want = [(logits(model, c), [t.index.tolist() for t in handle.trace]) for c in calls(family)]
         compiled = compiled_of(model)
         for inputs, (expected, kept) in zip(calls(family), want, strict=True):
             ref.close(logits(compiled, inputs), expected)
             assert [t.index.tolist() for t in handle.trace] == kept
+
+
+@families
+def test_compiling_the_attached_model(family: str) -> None:
+    compiled_equals_eager(family, ref.prune(0.3))
 
 
 @slow
@@ -74,13 +78,7 @@ def test_attaching_to_a_warm_compiled_model(family: str) -> None:
 @slow
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
 def test_the_probe_in_a_compiled_model(family: str) -> None:
-    model = ref.model(family)
-    with tokenops.attach(model, Pipeline(after_projector=Prune(TopK(cls_attention, 0.3)))) as handle:
-        want = [(logits(model, c), [t.index.tolist() for t in handle.trace]) for c in calls(family)]
-        compiled = compiled_of(model)
-        for inputs, (expected, kept) in zip(calls(family), want, strict=True):
-            ref.close(logits(compiled, inputs), expected)
-            assert [t.index.tolist() for t in handle.trace] == kept
+    compiled_equals_eager(family, Pipeline(after_projector=Prune(TopK(cls_attention, 0.3))))
 
 
 @slow

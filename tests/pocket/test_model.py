@@ -133,3 +133,16 @@ def test_wrong_patches_are_refused(loaded, held_out):
         pocket.evaluate_kept(*loaded, held_out[:2], torch.arange(14).expand(3, -1))
     with pytest.raises(TokenOpsError, match="patch indices"):
         pocket.evaluate_kept(*loaded, held_out[:1], torch.tensor([[144]]))
+
+
+def test_training_a_scorer_leaves_the_model_as_it_was():
+    from tokenops.integrations import attached
+    from tokenops.pocket.scorer_training import train_scorer
+
+    model, processor = pocket.load()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    pipeline = train_scorer(model, processor, steps=1, batch=2, progress=False)
+    assert attached(model) is None
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not pipeline.training

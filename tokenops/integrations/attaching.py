@@ -14,7 +14,7 @@ from tokenops.integrations.probe import find_cls, probe, unprobe
 from tokenops.integrations.state import State
 from tokenops.integrations.trace import Trace
 from tokenops.integrations.visual import Decision, traces
-from tokenops.integrations.wrap import Around, is_wrapped, unwrap, wrap
+from tokenops.integrations.wrap import Around, check_wrapped, is_wrapped, unwrap, wrap
 from tokenops.pipeline import Pipeline
 from tokenops.signals import SIGNALS
 from tokenops.stages import Prune
@@ -63,10 +63,8 @@ class Handle:
         """
         if not self.attached:
             return
-        places = list(_places(self._parts))
-        for module, method, _ in places:
-            if not is_wrapped(module, method):
-                unwrap(module, method)  # says what is in the way
+        for module, method, _ in _places(self._parts):
+            check_wrapped(module, method)
         _detach(self._parts)
 
     @property

@@ -74,14 +74,11 @@ class KeptLayer(DynamicLayer):
         super().reset()
         self.source, self.dropped, self.ragged = None, 0, False
 
-    def _rows(self, index: Tensor) -> None:
-        if self.source is not None:
-            self.source = self.source.index_select(0, index.to(self.source.device))
-
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder rows for beam search."""
         super().reorder_cache(beam_idx)
-        self._rows(beam_idx)
+        if self.source is not None:
+            self.source = self.source.index_select(0, beam_idx.to(self.source.device))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row."""

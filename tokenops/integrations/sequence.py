@@ -20,6 +20,7 @@ from tokenops.integrations.masks import for_backend, gated_mask, misread, query_
 from tokenops.kernels.rows import gather_rows
 from tokenops.tokenmap import Selection
 
+_BACKENDS = ("sdpa", "eager")
 _PACKED = ("cu_seq_lens_q", "cu_seqlens", "cache", "block_tables")
 
 
@@ -39,7 +40,7 @@ def run_gated(
     if arguments.get("past_key_values") is not None:
         expected = "soft masks without a cache (model.eval() before generate)"
         raise TokenOpsError("attach", expected, type(arguments["past_key_values"]).__name__)
-    if implementation not in ("sdpa", "eager"):
+    if implementation not in _BACKENDS:
         raise TokenOpsError("attach", "gate='attention' with sdpa or eager attention", repr(implementation))
     valid = new_validity(arguments)
     mask = gated_mask(arguments.get("attention_mask"), gate, valid, embeds.dtype)
@@ -88,7 +89,7 @@ def run_short(
 
 def _check_call(arguments: Mapping[str, Any], chosen: Selection | None, implementation: str | None) -> None:
     # other backends read positions with gaps as packed sequences, or masks by their own rules
-    if implementation not in ("sdpa", "eager"):
+    if implementation not in _BACKENDS:
         raise TokenOpsError("attach", "sdpa or eager attention", repr(implementation))
     if chosen is None:
         return

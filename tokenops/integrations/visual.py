@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange
@@ -122,9 +122,7 @@ def decide(stage: Prune, embeds: Tensor, placed: Sequence[Placed], valid: Tensor
         signals["cls_attention"] = _padded(attention, 0.0)
     chosen = stage.select(x, mask, signals)
     kept = chosen.mask & mask
-    over = replace(chosen, scores=None).scatter(
-        positions, length, rows=rows, valid=_without_lines(valid, groups, kept)
-    )
+    over = chosen.scatter(positions, length, rows=rows, valid=_without_lines(valid, groups, kept))
     dropped = bool((valid & ~over.mask).any())
     return Decision(chosen, mask, rows, groups, over, dropped)
 

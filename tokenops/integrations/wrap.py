@@ -72,15 +72,20 @@ def is_wrapped(module: Any, method: str) -> bool:
     return getattr(shadow.__func__, _MARK, None) is shadow.__func__
 
 
+def check_wrapped(module: Any, method: str) -> None:
+    """Raise TokenOpsError when something else wrapped the method later: last in, first out."""
+    if not is_wrapped(module, method):
+        who = f"{type(module).__name__}.{method}"
+        raise TokenOpsError("remove", f"{who} as attach left it", "a later wrapper")
+
+
 def unwrap(module: Any, method: str) -> None:
     """Put back what was there before :func:`wrap`.
 
     Raises:
-        TokenOpsError: something else wrapped the method later: last in, first out.
+        TokenOpsError: something else wrapped the method later.
     """
-    if not is_wrapped(module, method):
-        who = f"{type(module).__name__}.{method}"
-        raise TokenOpsError("remove", f"{who} as attach left it", "a later wrapper")
+    check_wrapped(module, method)
     previous = module.__dict__.pop(_PREVIOUS + method, None)
     if previous is None:
         object.__delattr__(module, method)

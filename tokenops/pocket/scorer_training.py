@@ -69,7 +69,7 @@ def train_scorer(
     """Train a fresh scorer inside the frozen ``model``; training digits only.
 
     Args:
-        model: the pocket VLM; unchanged afterwards.
+        model: the pocket VLM; afterwards in evaluation mode, otherwise unchanged.
         processor: its processor.
         steps: optimizer steps of ``batch`` questions each.
         batch: questions per step.
@@ -98,30 +98,33 @@ def train_scorer(
     scorer = LearnedScorer(model.lm_head.in_features)
     pipeline = visionselector(scorer, keep=keep, relax=RELAXATIONS[relaxation], gate=gate)
     trainable = Trainable(model, pipeline, curriculum=CURRICULA[curriculum])
-    with trainable.handle, tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=batch,
-            learning_rate=lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=max(1, round(0.03 * steps)),
-            weight_decay=0.0,
-            logging_steps=25,
-            save_strategy="no",
-            report_to="none",
-            remove_unused_columns=False,
-            dataloader_num_workers=1,
-            disable_tqdm=not progress,
-            seed=seed,
-            use_cpu=model.device.type == "cpu",
-        )
-        Trainer(
-            model=trainable,
-            args=arguments,
-            train_dataset=Questions(steps * batch, seed),
-            data_collator=Collator(processor),
-            callbacks=[Curriculum(trainable)],
-        ).train()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                output_dir=folder,
+                max_steps=steps,
+                per_device_train_batch_size=batch,
+                learning_rate=lr,
+                lr_scheduler_type="cosine",
+                warmup_steps=max(1, round(0.03 * steps)),
+                weight_decay=0.0,
+                logging_steps=25,
+                save_strategy="no",
+                report_to="none",
+                remove_unused_columns=False,
+                dataloader_num_workers=1,
+                disable_tqdm=not progress,
+                seed=seed,
+                use_cpu=model.device.type == "cpu",
+            )
+            Trainer(
+                model=trainable,
+                args=arguments,
+                train_dataset=Questions(steps * batch, seed),
+                data_collator=Collator(processor),
+                callbacks=[Curriculum(trainable)],
+            ).train()
+    finally:
+        trainable.remove()
     model.eval()
     return pipeline.eval()
