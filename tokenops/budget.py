@@ -12,6 +12,8 @@ from torch import Tensor
 from tokenops.errors import TokenOpsError
 
 Keep = float | int
+EPSILON = 1e-6
+"""Added before rounding down, so that 0.29 of 100 is 29 in spite of float arithmetic."""
 _RULE = "keep must be a ratio in (0, 1] or a count >= 1"
 
 
@@ -78,7 +80,7 @@ def keep_count(keep: Keep, n: int, *, who: str = "budget") -> int:
     keep = check_keep(keep, who=who)
     if n < 0:
         raise TokenOpsError(who, "n >= 0 tokens", n)
-    wanted = keep if isinstance(keep, int) else max(1, math.floor(keep * n + 1e-6))
+    wanted = keep if isinstance(keep, int) else max(1, math.floor(keep * n + EPSILON))
     return min(wanted, n)
 
 
@@ -91,4 +93,4 @@ def keep_counts(keep: Keep, n: Tensor, *, who: str = "budget") -> Tensor:
     keep = check_keep(keep, who=who)
     if isinstance(keep, int):
         return n.long().clamp(max=min(keep, torch.iinfo(torch.long).max))
-    return torch.minimum((keep * n.double() + 1e-6).floor().long().clamp(min=1), n.long())
+    return torch.minimum((keep * n.double() + EPSILON).floor().long().clamp(min=1), n.long())

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from tokenops.errors import TokenOpsError
 
-KINDS = ("scorer", "relaxation", "selector", "merger", "router", "kernel", "recipe")
+KINDS = ("scorer", "relaxation", "sampler", "selector", "merger", "router", "kernel", "recipe")
 C = TypeVar("C", bound=Callable[..., Any])
 
 

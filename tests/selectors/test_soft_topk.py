@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenops import TokenOpsError
 from tokenops.selectors.relaxations import soft_topk
 from tokenops.selectors.relaxations.sigmoid import LOGISTIC
-from tokenops.selectors.relaxations.threshold import balance, solve
+from tokenops.selectors.relaxations.solver import log_ratio, solve
 from tokenops.testing.drawing import Draw, assert_close, hold
 
 FAMILIES = ("normal", "wide", "narrow", "ties", "outliers", "skewed", "steps", "gap")
@@ -63,9 +63,8 @@ def test_the_last_step_certifies_the_root(name: str, dtype: torch.dtype, bound: 
         n = draw.integer(2, 200)
         x = family(name, draw, 2, n).to(dtype)
         k = torch.tensor([[draw.integer(1, n - 1) - draw.number(0, 0.99)]])
-        every = torch.ones_like(x, dtype=torch.bool)
-        at, t = solve(x, k.double().expand(2, 1), torch.ones(2, 1, dtype=dtype), every, LOGISTIC)
-        h, slope = balance(at, t, LOGISTIC)
+        at, t = solve(x, k.double().expand(2, 1), torch.ones(2, 1, dtype=dtype), None, n, LOGISTIC)
+        h, slope = log_ratio(at, t, LOGISTIC)
         assert ((slope > 1 - 1e-5) & (slope < 2 + 1e-5)).all()
         assert t.isfinite().all()
         assert float(h.abs().max()) < bound * max(1.0, float(x.abs().max()) / 10)
@@ -167,7 +166,6 @@ def test_output_dtype(dtype: torch.dtype) -> None:
         (torch.ones(2, 3), {"k": 1, "temperature": 1e300}),
         (torch.ones(2, 3), {"k": 1, "temperature": 1e-50}),
         (torch.ones(2, 3), {"k": 1, "temperature": 10**400}),
-        (torch.ones(2, 3), {"k": 10**400}),
         (torch.ones(2, 3), {"k": 1, "temperature": torch.ones(3)}),
         (torch.ones(2, 3), {"k": 1, "mask": torch.ones(2, 3)}),
         (torch.ones(2, 3), {"k": 1, "mask": torch.ones(3, dtype=torch.bool)}),

@@ -150,8 +150,8 @@ def any_layout(relax: Any, draw: Draw) -> None:
     p, before = relax(x, k), x.clone()
     assert torch.equal(x, before), "scores must not change"
     assert_close(relax(x[0], k), p[0], 1e-6)
-    assert_close(relax(x.repeat(1, 2)[:, ::2].contiguous(), k), relax(x.repeat(1, 2)[:, ::2], k), 0)
-    assert_close(relax(x.T.contiguous().T, k), p, 0)
+    assert_close(relax(x.repeat(1, 2)[:, ::2].contiguous(), k), relax(x.repeat(1, 2)[:, ::2], k), 1e-6)
+    assert_close(relax(x.T.contiguous().T, k), p, 1e-6)
     assert relax(x[:0], k).shape == x[:0].shape, "an empty batch must stay empty"
     assert relax(x[:, :0], k).shape == x[:, :0].shape, "rows without tokens must stay empty"
     if "dim" in needs(relax):

@@ -1,6 +1,26 @@
 """Differentiable Top-K masks: ``(scores (b n), k, *, mask, <own knobs>) -> soft mask (b n)``."""
 
 from tokenops.kernels.topk import hard_topk
-from tokenops.selectors.relaxations.sigmoid import soft_topk
+from tokenops.selectors.relaxations.capped_simplex import capped_simplex_topk, sparsemax
+from tokenops.selectors.relaxations.curves import Curve
+from tokenops.selectors.relaxations.entmax import entmax15, entmax_curve, entmax_topk
+from tokenops.selectors.relaxations.family import log_balance, soft_topk, soft_topk_threshold
+from tokenops.selectors.relaxations.gaussian import gaussian_topk
+from tokenops.selectors.relaxations.laplace import laplace_topk
+from tokenops.selectors.relaxations.sigmoid import sigmoid_topk
 
-__all__ = ["hard_topk", "soft_topk"]
+__all__ = [
+    "Curve",
+    "capped_simplex_topk",
+    "entmax15",
+    "entmax_curve",
+    "entmax_topk",
+    "gaussian_topk",
+    "hard_topk",
+    "laplace_topk",
+    "log_balance",
+    "sigmoid_topk",
+    "soft_topk",
+    "soft_topk_threshold",
+    "sparsemax",
+]

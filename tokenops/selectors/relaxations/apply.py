@@ -1,0 +1,183 @@
+"""What every member does around the threshold: arguments checked, axes moved, hard twin added."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokenops.budget import EPSILON
+from tokenops.errors import TokenOpsError
+from tokenops.kernels.topk import hard_topk
+from tokenops.selectors.relaxations.curves import Curve
+from tokenops.selectors.relaxations.segments import in_rows
+from tokenops.selectors.relaxations.threshold import Threshold
+
+Number = float | Tensor
+
+
+class Budgeted(NamedTuple):
+    """Checked arguments: ``x`` (... n) wide, ``k`` (float64), ``tau`` numbers or (... 1), ``most`` >= k."""
+
+    x: Tensor
+    k: Number
+    tau: Number
+    mask: Tensor | None
+    most: float
+
+
+class Relaxed(NamedTuple):
+    """A mask and its threshold as ``center - shift * tau``, one per row, without gradient."""
+
+    mask: Tensor
+    center: Tensor
+    shift: Tensor
+    tau: Number
+
+    @property
+    def threshold(self) -> Tensor:
+        """In float64, without the token axis."""
+        return (self.center.double() - self.shift.double() * self.tau)[..., 0]
+
+
+def _check_number(who: str, name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+        raise TokenOpsError(
+            who, f"{name} as a tensor per row or a number in [{low:g}, {high:g}]", repr(value)
+        )
+
+
+def _per_row(who: str, name: str, value: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
+    """``value`` as (*batch, 1)."""
+    if value.dtype != torch.bool and value.ndim <= len(batch):
+        try:
+            return value.to(dtype).expand(batch)[..., None]
+        except RuntimeError:
+            pass
+    raise TokenOpsError(who, f"{name} per row {tuple(batch)}", f"{value.dtype} {tuple(value.shape)}")
+
+
+def check_scores(who: str, scores: Tensor, mask: Tensor | None, dim: int) -> None:
+    """Raise TokenOpsError for scores, a mask or an axis no relaxation can work with."""
+    if not isinstance(scores, Tensor) or not scores.is_floating_point() or scores.ndim == 0:
+        got = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise TokenOpsError(who, "scores as a float tensor of rank >= 1", got)
+    if isinstance(dim, bool) or not isinstance(dim, int) or not -scores.ndim <= dim < scores.ndim:
+        raise TokenOpsError(who, f"dim of a rank-{scores.ndim} tensor", dim)
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != scores.shape:
+        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise TokenOpsError(who, f"mask bool {tuple(scores.shape)}", got)
+
+
+def budgeted(
+    who: str,
+    scores: Tensor,
+    k: Number | None,
+    ratio: Number | None,
+    temperature: Number,
+    mask: Tensor | None,
+) -> Budgeted:
+    """Scores with tokens last, in float32 or wider, and the budget of every row as a count."""
+    if (k is None) == (ratio is None):
+        raise TokenOpsError(who, "exactly one of k (a count) and ratio", f"k={k!r}, ratio={ratio!r}")
+    x = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    batch, n, finfo = x.shape[:-1], x.shape[-1], torch.finfo(x.dtype)
+    if isinstance(temperature, Tensor):
+        temperature = _per_row(who, "temperature", temperature, batch, x.dtype)
+    else:
+        _check_number(who, "temperature", temperature, finfo.tiny, finfo.max)
+    if isinstance(k, Tensor):
+        return Budgeted(x, _per_row(who, "k", k, batch, torch.float64), temperature, mask, n)
+    if ratio is None:
+        _check_number(who, "k", k, -math.inf, math.inf)
+        assert k is not None
+        count = float(min(max(k, -1), n + 1))
+        return Budgeted(x, count, temperature, mask, count)
+    most = float(n)
+    if isinstance(ratio, Tensor):
+        ratio = _per_row(who, "ratio", ratio, batch, torch.float64)
+    else:
+        _check_number(who, "ratio", ratio, 0.0, 1.0)
+        most = ratio * n
+    valid = x != -math.inf if mask is None else (x != -math.inf) & mask
+    return Budgeted(x, ratio * valid.sum(-1, True).double(), temperature, mask, most)
+
+
+def threshold_topk(
+    who: str,
+    scores: Tensor,
+    k: Number | None,
+    *,
+    curve: Curve,
+    ratio: Number | None = None,
+    temperature: Number = 1.0,
+    mask: Tensor | None = None,
+    segments: Tensor | None = None,
+    dim: int = -1,
+    hard: bool = False,
+    out_dtype: torch.dtype | None = None,
+    perturb: Callable[[Tensor], Tensor] | None = None,
+    choose: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> Relaxed:
+    """The mask, shaped like ``scores``, and where its threshold lies.
+
+    ``perturb`` changes the scores of the rows, the same for soft and hard mask. ``choose`` makes the hard
+    mask from the soft one, k (... 1) and the valid tokens, instead of Top-K of the scores.
+    """
+    check_scores(who, scores, mask, dim)
+    if out_dtype is not None and not out_dtype.is_floating_point:
+        raise TokenOpsError(who, "a float out_dtype", out_dtype)
+    last = dim in (-1, scores.ndim - 1)
+    x = scores if last else scores.movedim(dim, -1)
+    mask = mask if last or mask is None else mask.movedim(dim, -1)
+    back = None
+    if segments is not None:
+        budget = ratio if k is None else k
+        x, mask, back = in_rows(who, x, mask, segments.movedim(dim, -1), budget)
+    given = budgeted(who, x, k, ratio, temperature, mask)
+    x, tau = given.x if perturb is None else perturb(given.x), given.tau
+    if x.shape[-1] == 0:
+        p, center, t = x * 0, x.new_zeros(*x.shape[:-1], 1), x.new_full((*x.shape[:-1], 1), -math.inf)
+    else:
+        p, center, t = Threshold.apply(x, given.k, tau, mask, given.most, curve)
+    if isinstance(tau, Tensor):
+        padding = x == -math.inf if mask is None else ~mask | (x == -math.inf)
+        p = torch.where(tau > 0, p, math.nan).masked_fill(padding, 0.0)
+    if hard or choose is not None:
+        p = straight_through(p, x, given.k, mask, ratio is not None, choose)
+    p = p.to(out_dtype or p.dtype)
+    p = p if back is None else back(p)
+    return Relaxed(p if last else p.movedim(-1, dim), center, t, tau)
+
+
+def straight_through(
+    p: Tensor,
+    x: Tensor,
+    k: Number,
+    mask: Tensor | None,
+    ratio: bool,
+    choose: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The hard Top-K of ``x``, or what ``choose`` makes of p, k and valid tokens, with the gradient of p."""
+    padding = x == -math.inf if mask is None else ~mask | (x == -math.inf)
+    if choose is None:
+        ones = hard_topk(x, whole(k, ratio), mask=~padding)
+    else:
+        k = k if isinstance(k, Tensor) else x.new_full((*x.shape[:-1], 1), k, dtype=torch.float64)
+        ones = choose(p.detach(), k, ~padding)
+    return (ones.to(p.dtype) + (p - p.detach())).masked_fill(padding, 0.0)
+
+
+def whole(k: Number, ratio: bool) -> int | Tensor:
+    """K as integers (...): the next one; from a ratio as everywhere, down, and at least one token."""
+    if not isinstance(k, Tensor):
+        return math.floor(k + 0.5)
+    if ratio:
+        return (k[..., 0] + EPSILON).floor().clamp(min=1).long()
+    return (k[..., 0].detach() + 0.5).floor().long()

@@ -1,0 +1,48 @@
+"""A curve turns the distance of a score from the threshold, in temperatures, into the share that is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Curve(NamedTuple):
+    r"""A member of the threshold family :math:`p_i = C((x_i - \nu)/\tau)`: a distribution function C.
+
+    Attributes:
+        name: what :func:`soft_topk` calls it.
+        value: C(u), non-decreasing from 0 to 1.
+        density: its derivative c, as a differentiable function of p = C(u).
+        quantile: the inverse of C on (0, 1).
+        mean, variance: moments of the distribution, for the first guess of the threshold.
+        steepness: the largest density; the mask's Jacobian has no larger norm than this over the temperature.
+        symmetric: C(-u) = 1 - C(u), so ``1 - f(x, k) = f(-x, n - k)`` and the threshold is where p = 1/2.
+        balanced: the hazards c/C and c/(1-C) add up to at least 1 and neither exceeds 1. Then the slope of
+            the log-balance is in [1, 2] everywhere, and Newton steps on it need no bracket.
+        smooth: c is continuous.
+
+    >>> from tokenops.selectors.relaxations.sigmoid import LOGISTIC
+    >>> LOGISTIC.name, LOGISTIC.steepness
+    ('sigmoid', 0.25)
+    """
+
+    name: str
+    value: Callable[[Tensor], Tensor]
+    density: Callable[[Tensor], Tensor]
+    quantile: Callable[[Tensor], Tensor]
+    variance: float
+    steepness: float
+    mean: float = 0.0
+    symmetric: bool = True
+    balanced: bool = False
+    smooth: bool = True
+
+    def survival(self, u: Tensor) -> Tensor:
+        """1 - C(u), without cancellation where C is symmetric."""
+        return self.value(-u) if self.symmetric else 1 - self.value(u)
+
+
+ROOT_TWO_PI = math.sqrt(2 * math.pi)
