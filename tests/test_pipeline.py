@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from tokenops import Pipeline, Prune, TokenOpsError
+from tokenops import Merge, Pipeline, Prune, TokenOpsError
 from tokenops.recipes import create, list_recipes, random, visionselector
-from tokenops.selectors import Random, TopK, UniformGrid
+from tokenops.selectors import Diverse, Random, TopK, UniformGrid
+from tokenops.selectors.mergers import Contextual
 from tokenops.selectors.relaxations import soft_topk
 from tokenops.selectors.scorers import LearnedScorer, RandomScore, cls_attention, feature_norm
 from tokenops.signals import needs, supply
@@ -16,6 +17,9 @@ from tokenops.signals import needs, supply
 NAMES = {
     "Pipeline": Pipeline,
     "Prune": Prune,
+    "Merge": Merge,
+    "Diverse": Diverse,
+    "Contextual": Contextual,
     "TopK": TopK,
     "UniformGrid": UniformGrid,
     "LearnedScorer": LearnedScorer,

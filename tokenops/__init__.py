@@ -9,7 +9,7 @@ from tokenops.errors import TokenOpsError, TokenOpsWarning
 from tokenops.pipeline import Pipeline
 from tokenops.recipes import create, list_recipes
 from tokenops.registry import register, registered, unregister
-from tokenops.stages import Prune
+from tokenops.stages import Merge, Prune
 from tokenops.tokenmap import Assignment, Selection
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ _LAZY = {
 
 __all__ = [
     "Assignment",
+    "Merge",
     "Pipeline",
     "Prune",
     "Selection",

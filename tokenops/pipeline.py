@@ -8,14 +8,14 @@ from torch import nn
 
 from tokenops.errors import TokenOpsError
 
-PLACES = ("after_projector",)
+PLACES = ("after_projector", "layers")
 
 
 class Pipeline(nn.Module):
     """What happens where: ``Pipeline(after_projector=Prune(TopK(scorer, keep=0.2)))``.
 
-    Places: ``after_projector`` (between the projector or patch merger and the language model). Two
-    pipelines join with ``|``. A pipeline is a module: its ``state_dict`` holds the parameters of the stages,
+    Places: ``after_projector`` (between the projector or patch merger and the language model) and ``layers``
+    (around the layers of the language model). Two pipelines join with ``|``. A pipeline is a module: its ``state_dict`` holds the parameters of the stages,
     ``train()`` switches soft selection on where a relaxation is set.
 
     Raises:

@@ -15,6 +15,12 @@ SIGNALS = {
     "grid": "(b n 3) long, (frame or crop, row, column) of every token",
     "segments": "(b n) long, the image each token belongs to",
     "cls_attention": "(b n) float, attention of the CLS token to every patch, mean over heads",
+    "received_attention": "(b n) float, attention every patch receives in a vision tower without CLS token",
+    "vision_keys": "(b n e) float, attention keys of every patch in the vision tower, mean over heads",
+    "visual": "(b n) bool, True at visual tokens among all tokens of a language-model layer",
+    "rope": "(cos, sin), each (b n e), of a language-model layer",
+    "last_attention": "(b n) float, attention of the last token in the layer before, mean over heads",
+    "next_attention": "(b n) float, attention of the last token in this layer, mean over heads",
 }
 
 

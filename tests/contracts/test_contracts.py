@@ -11,27 +11,47 @@ import pytest
 import tokenops.recipes
 from tokenops.pipeline import Pipeline
 from tokenops.registry import Entry, registered
-from tokenops.signals import needs
-from tokenops.testing import relaxation_gradients, relaxations, scorers, selectors
+from tokenops.signals import SIGNALS, needs
+from tokenops.testing import mergers, relaxation_gradients, relaxations, scorers, selectors
 from tokenops.testing.drawing import Law, hold, signal
 from tokenops.testing.kernels import reference_of
 
 PACKAGES = (
     "tokenops.selectors",
+    "tokenops.selectors.mergers",
     "tokenops.selectors.scorers",
     "tokenops.selectors.relaxations",
     "tokenops.kernels.rows",
     "tokenops.kernels.topk",
     "tokenops.recipes",
 )
-INDEX_ONLY = {"create", "list_recipes"}
+INDEX_ONLY = {
+    "Curve",
+    "create",
+    "entmax15",
+    "entmax_curve",
+    "list_recipes",
+    "log_balance",
+    "replay",
+    "soft_topk_threshold",
+    "sparsemax",
+}
 for _package in PACKAGES:
     import_module(_package)
 
 
+# laws a component is known not to keep: (component, law) -> why; a strict xfail
+EXCEPTIONS = {("entmax_topk", "complement"): "the curve is one-sided: zeros are sparse, ones are cut off"}
+
+
+def _marks(entry: Entry, law: Law) -> list[pytest.MarkDecorator]:
+    reason = EXCEPTIONS.get((entry.name, law.__name__))
+    return [pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)] if reason else []
+
+
 def _cases(kind: str, laws: tuple[Law, ...]) -> list[Any]:
     return [
-        pytest.param(entry, law, id=f"{entry.name}-{law.__name__}")
+        pytest.param(entry, law, id=f"{entry.name}-{law.__name__}", marks=_marks(entry, law))
         for entry in registered(kind)
         for law in laws
         if entry.component.__module__.startswith("tokenops.")
@@ -58,6 +78,11 @@ def test_selector(entry: Entry, law: Law) -> None:
     hold(law, entry.make(), maker=signal)
 
 
+@pytest.mark.parametrize(("entry", "law"), _cases("merger", mergers.LAWS))
+def test_merger(entry: Entry, law: Law) -> None:
+    hold(law, entry.make(), maker=signal)
+
+
 @pytest.mark.parametrize("entry", registered("kernel"), ids=lambda e: e.name)
 def test_kernel_has_a_reference(entry: Entry) -> None:
     ours, plain = inspect.signature(entry.component), inspect.signature(reference_of(entry.component))
@@ -68,9 +93,9 @@ def test_kernel_has_a_reference(entry: Entry) -> None:
 def test_recipe_prints_and_names_its_needs(entry: Entry) -> None:
     pipeline = entry.make()
     assert isinstance(pipeline, Pipeline)
-    assert repr(pipeline).startswith("Pipeline(after_projector=Prune(")
+    assert repr(pipeline).startswith("Pipeline(after_projector=")
     for stage in pipeline.stages.values():
-        assert set(needs(stage)) <= {"cls_attention", "grid", "mask", "segments"}
+        assert set(needs(stage)) <= set(SIGNALS)
 
 
 @pytest.mark.parametrize("package", PACKAGES)

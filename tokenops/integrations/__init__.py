@@ -10,11 +10,16 @@ from tokenops.integrations.trace import Trace
 
 if TYPE_CHECKING:
     from tokenops.integrations.attaching import Handle, attach, attached
+    from tokenops.integrations.low_rank import low_rank_factors
 
-__all__ = ["FAMILIES", "Family", "Handle", "Trace", "attach", "attached"]
+__all__ = ["FAMILIES", "Family", "Handle", "Trace", "attach", "attached", "low_rank_factors"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "low_rank_factors":
+        from tokenops.integrations.low_rank import low_rank_factors
+
+        return low_rank_factors
     if name not in ("Handle", "attach", "attached"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -10,17 +10,20 @@ from torch import Tensor, nn
 
 from tokenops.errors import TokenOpsError
 from tokenops.integrations.families import Family, Parts, find_parts
-from tokenops.integrations.probe import find_cls, probe, unprobe
+from tokenops.integrations.probe import READS, find_tower, probe, unprobe
+from tokenops.integrations.route_checks import ROWS as _ROWS
+from tokenops.integrations.route_checks import check_route
+from tokenops.integrations.row_probe import put_lens, remove_lenses
 from tokenops.integrations.state import State
 from tokenops.integrations.trace import Trace
 from tokenops.integrations.visual import Decision, traces
 from tokenops.integrations.wrap import Around, check_wrapped, is_wrapped, unwrap, wrap
 from tokenops.pipeline import Pipeline
 from tokenops.signals import SIGNALS
-from tokenops.stages import Prune
+from tokenops.stages import Stage
 
 _STATE = "_tokenops"
-_AVAILABLE = {"mask", "grid", "cls_attention"}
+_AVAILABLE = {"mask", "grid", *READS}
 
 
 class Handle:
@@ -63,7 +66,7 @@ class Handle:
         """
         if not self.attached:
             return
-        for module, method, _ in _places(self._parts):
+        for module, method, _ in _wanted_places(self._parts, self.pipeline):
             check_wrapped(module, method)
         _detach(self._parts)
 
@@ -113,11 +116,13 @@ def attach(model: nn.Module, pipeline: Pipeline, *, family: Family | None = None
     wanted = _check_stages(parts, pipeline)
     state = State(parts, pipeline)
     try:
-        if "cls_attention" in wanted:
-            layer = getattr(parts.base.config, "vision_feature_layer", None)
-            state.sink = probe(find_cls(parts), layer)
-        parts.base.__dict__[_STATE] = parts.language_model.__dict__[_STATE] = state
-        for module, method, around in _places(parts):
+        if wanted & set(READS):
+            state.sink = probe(parts, wanted & set(READS))
+        if "layers" in pipeline.stages and set(pipeline.stages["layers"].needs()) & _ROWS:
+            for layer in parts.layers:
+                put_lens(layer.self_attn)
+        for module, method, around in _wanted_places(parts, pipeline):
+            module.__dict__[_STATE] = state
             wrap(module, method, around)
     except BaseException:
         _detach(parts)
@@ -141,6 +146,15 @@ def _places(parts: Parts) -> Iterator[tuple[Any, str, Around]]:
         yield parts.base, method, _features(kind)
     yield parts.base, "forward", _base
     yield parts.language_model, "forward", _language
+    for number, layer in enumerate(parts.layers):
+        yield layer, "forward", _layer(number)
+
+
+def _wanted_places(parts: Parts, pipeline: Pipeline) -> Iterator[tuple[Any, str, Around]]:
+    """Without routes the layers stay as they are."""
+    routed = "layers" in pipeline.stages
+    layers = {id(layer) for layer in parts.layers}
+    yield from (place for place in _places(parts) if routed or id(place[0]) not in layers)
 
 
 def _detach(parts: Parts) -> None:
@@ -148,7 +162,8 @@ def _detach(parts: Parts) -> None:
         if is_wrapped(module, method):
             unwrap(module, method)
     unprobe(parts.vision_tower)
-    for module in (parts.base, parts.language_model):
+    remove_lenses(parts.language_model)
+    for module in (parts.base, parts.language_model, *parts.layers):
         module.__dict__.pop(_STATE, None)
 
 
@@ -170,6 +185,13 @@ def _language(module: Any, original: Callable[..., Any], arguments: dict[str, An
     return module.__dict__[_STATE].language(module, original, arguments)
 
 
+def _layer(number: int) -> Around:
+    def around(layer: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        return layer.__dict__[_STATE].layer(number, layer, original, arguments)
+
+    return around
+
+
 def _check_language_model(config: Any) -> None:
     """Distances between kept tokens are not those of the sequence, so attention windows would be wrong."""
     kinds = getattr(config, "layer_types", None)
@@ -184,8 +206,11 @@ def _check_stages(parts: Parts, pipeline: Pipeline) -> set[str]:
     table = parts.language_model.get_input_embeddings().weight
     wanted: set[str] = set()
     for name, stage in pipeline.stages.items():
-        if not isinstance(stage, Prune):
-            raise TokenOpsError("attach", f"a Prune stage at {name}", type(stage).__name__)
+        if name == "layers":
+            check_route(parts, stage)
+            continue
+        if not isinstance(stage, Stage):
+            raise TokenOpsError("attach", f"a Prune stage or a Merge stage at {name}", type(stage).__name__)
         required = {s for s, must in stage.needs().items() if must}
         if missing := required - _AVAILABLE:
             what = ", ".join(f"{s} ({SIGNALS.get(s, 'unknown')})" for s in sorted(missing))
@@ -200,28 +225,30 @@ def _check_stages(parts: Parts, pipeline: Pipeline) -> set[str]:
 
 def _possible(parts: Parts, optional: set[str]) -> set[str]:
     """Optional signals that this model can give."""
-    if "cls_attention" not in optional:
-        return set()
-    try:
-        find_cls(parts)
-    except TokenOpsError:
-        return set()
-    return {"cls_attention"}
+    can = set()
+    for signal in optional & set(READS):
+        try:
+            find_tower(parts, signal)
+        except TokenOpsError:
+            continue
+        can.add(signal)
+    return can
 
 
-def _try_stage(name: str, stage: Prune, table: Tensor, wanted: set[str]) -> None:
+def _try_stage(name: str, stage: Stage, table: Tensor, wanted: set[str]) -> None:
     x = table.new_zeros(1, 4, table.shape[1])
     grid = torch.cartesian_prod(*(torch.arange(n, device=x.device) for n in (1, 2, 2)))[None]
     mask = torch.ones(1, 4, dtype=torch.bool, device=x.device)
     signals: dict[str, Tensor | None] = {"grid": grid}
-    if "cls_attention" in wanted:
-        signals["cls_attention"] = x.new_full((1, 4), 0.25, dtype=torch.float32)
+    for signal in wanted & set(READS):
+        shape = (1, 4, 1) if signal == "vision_keys" else (1, 4)
+        signals[signal] = x.new_full(shape, 0.25, dtype=torch.float32)
     modes = [(m, m.training) for m in stage.modules()]
     devices = [x.device] if x.is_cuda else []
     try:
         stage.eval()
         with torch.no_grad(), torch.random.fork_rng(devices):
-            stage.select(x, mask, signals)
+            stage.merge(x, stage.select(x, mask, signals), mask, signals)
     except TokenOpsError:
         raise
     except Exception as error:

@@ -7,6 +7,7 @@ number, so decoding, default positions and a second turn come out right on a sho
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from tokenops.errors import TokenOpsError
+from tokenops.integrations.masks import key_validity
+from tokenops.tokenmap import Selection
 
 
 class KeptLayer(DynamicLayer):
@@ -23,6 +26,8 @@ class KeptLayer(DynamicLayer):
         source: (b stored) long, original index of every entry; -1 for filler of ragged rows.
         dropped: tokens seen and not stored, the same in every row.
         ragged: the caller's mask, right-aligned, does not tell which entries are real.
+        routed: the layers of this cache store different tokens.
+        filler: some entries are filler.
     """
 
     def __init__(self, layer: DynamicLayer) -> None:
@@ -30,7 +35,7 @@ class KeptLayer(DynamicLayer):
         vars(self).update(vars(layer))
         self.source: Tensor | None = None
         self.dropped = 0
-        self.ragged = False
+        self.ragged = self.routed = self.filler = False
         self.attached = False
 
     def get_seq_length(self) -> int:
@@ -72,7 +77,8 @@ class KeptLayer(DynamicLayer):
     def reset(self) -> None:
         """Empty."""
         super().reset()
-        self.source, self.dropped, self.ragged = None, 0, False
+        self.source, self.dropped = None, 0
+        self.ragged = self.routed = self.filler = False
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder rows for beam search."""
@@ -115,10 +121,11 @@ def check_can_shorten(cache: Any) -> None:
             raise TokenOpsError("attach", expected, type(layer).__name__)
 
 
-def stored_source(cache: Any, batch: int, device: torch.device) -> Tensor:
-    """(b stored) original index of every stored token; -1 for filler."""
-    kept = kept_layer(cache)
-    if kept is not None and kept.source is not None:
+def stored_source(cache: Any, batch: int, device: torch.device, layer: int = 0) -> Tensor:
+    """(b stored) original index of every token a layer stores; -1 for filler."""
+    layers = getattr(cache, "layers", ())
+    kept = layers[layer] if layer < len(layers) else None
+    if isinstance(kept, KeptLayer) and kept.source is not None:
         return kept.source
     seen = cache.get_seq_length() if cache is not None else 0
     return torch.arange(seen, device=device).expand(batch, seen)
@@ -126,12 +133,48 @@ def stored_source(cache: Any, batch: int, device: torch.device) -> Tensor:
 
 def remember(cache: Any, source: Tensor, dropped: int, ragged: bool) -> None:
     """Record in every layer what it stores after one forward that dropped ``dropped`` tokens more."""
-    for i, layer in enumerate(cache.layers):
-        if not isinstance(layer, KeptLayer):
-            layer = cache.layers[i] = KeptLayer(layer)
+    for i in range(len(cache.layers)):
+        layer = _kept(cache, i)
         layer.source = source
         layer.dropped += dropped
         layer.ragged = ragged
+
+
+def _kept(cache: Any, i: int) -> KeptLayer:
+    if not isinstance(cache.layers[i], KeptLayer):
+        cache.layers[i] = KeptLayer(cache.layers[i])
+    return cache.layers[i]
+
+
+class LayerStore:
+    """What every layer of a cache stores at the beginning of a call.
+
+    Attributes:
+        source: of each layer, (b stored).
+        filler: of each layer, whether some of it is filler.
+        seen: tokens the cache has seen.
+    """
+
+    def __init__(self, cache: Any, layers: int, batch: int, device: torch.device) -> None:
+        self.source = [stored_source(cache, batch, device, i) for i in range(layers)]
+        held = getattr(cache, "layers", ())
+        self.filler = [i < len(held) and getattr(held[i], "filler", False) for i in range(layers)]
+        kept = kept_layer(cache)
+        self.seen = self.source[0].shape[1] + (kept.dropped if kept is not None else 0)
+
+    def valid(self, layer: int, mask: Any) -> Tensor:
+        """(b stored) True for entries of a layer that are real and that the caller's mask shows."""
+        return key_validity(mask, self.source[layer], self.seen)
+
+    def remember(self, cache: Any, ran: Mapping[int, Selection], length: int) -> None:
+        """Record which of the ``length`` new tokens each layer stores now; it dropped those that did not run."""
+        for i, tokens in ran.items():
+            layer = _kept(cache, i)
+            new = torch.where(tokens.valid, tokens.index + self.seen, -1)
+            layer.source = torch.cat([self.source[i], new], dim=1)
+            layer.dropped += length - tokens.k
+            layer.filler = self.filler[i] or not bool(tokens.valid.all())
+            layer.ragged = layer.routed = True
 
 
 class attached_cache:

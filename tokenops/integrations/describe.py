@@ -21,19 +21,23 @@ from torch import nn
 from tokenops.errors import TokenOpsError
 from tokenops.pipeline import Pipeline
 from tokenops.registry import registered
+from tokenops.routers import LowRankAttention, Steps
 from tokenops.signals import name_of
-from tokenops.stages import Prune
+from tokenops.stages import Merge, Prune
 
 PACKAGES = (
     "tokenops.selectors",
+    "tokenops.selectors.mergers",
     "tokenops.selectors.scorers",
     "tokenops.selectors.relaxations",
     "tokenops.routers",
 )
-STAGES = (Pipeline, Prune)
+STAGES = (Pipeline, Prune, Merge)
 DEPTH = 100  # lists and dicts inside each other; a pipeline takes about three for each component
 SLOTS = {
     ("stage/Prune", "selector"): "selector",
+    ("stage/Merge", "selector"): "selector",
+    ("stage/Merge", "merger"): "merger",
     ("selector/TopK", "scorer"): "scorer",
     ("selector/TopK", "relax"): "relaxation",
 }
@@ -47,6 +51,7 @@ def components() -> dict[str, Callable[..., Any]]:
     for package in PACKAGES:
         importlib.import_module(package)
     table: dict[str, Callable[..., Any]] = {f"stage/{stage.__name__}": stage for stage in STAGES}
+    table |= {"routers/LowRankAttention": LowRankAttention, "routers/Steps": Steps}
     for entry in registered():
         made = entry.component
         own = made.__module__.partition(".")[0] == "tokenops"

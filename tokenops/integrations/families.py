@@ -10,9 +10,30 @@ from typing import Any
 from torch import nn
 
 from tokenops.errors import TokenOpsError
+from tokenops.integrations.arrange import Arrange, by_crop, by_window
 from tokenops.integrations.layouts import Layout, anyres, grid_thw, square
 
 _TOKEN_AXES = {"position_ids": -1, "token_type_ids": 1, "mm_token_type_ids": 1, "visual_pos_masks": 1}
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Where the attention of a vision tower can be read.
+
+    Attributes:
+        blocks: dotted path from the vision tower to its list of blocks.
+        attention: attribute of a block with its attention.
+        cls: whether it has a CLS token, the first of its tokens.
+        full: attribute of its config with the numbers of the blocks that see a whole image, the last of which
+            is read; None where all do, to read the one whose output the projector takes.
+        arrange: puts what was read in the order of the visual tokens.
+    """
+
+    blocks: str = "encoder.layers"
+    attention: str = "self_attn"
+    cls: bool = False
+    full: str | None = None
+    arrange: Arrange = by_crop
 
 
 @dataclass(frozen=True)
@@ -27,8 +48,8 @@ class Family:
         base: dotted path from the model to the part that merges text and images.
         language_model, vision_tower: dotted paths from the base.
         layers: dotted path from the language model to its decoder layers.
-        cls_attention: dotted paths from the vision tower to its list of blocks, by ``model_type`` of the
-            vision config; towers without a CLS token are absent.
+        towers: where the attention of its vision towers can be read, by ``model_type`` of the vision config;
+            components that need it are refused on other towers.
         token_axes: keyword arguments of the language model that run along tokens -> that axis.
     """
 
@@ -40,11 +61,13 @@ class Family:
     language_model: str = "language_model"
     vision_tower: str = "vision_tower"
     layers: str = "layers"
-    cls_attention: Mapping[str, str] = field(default_factory=dict)
+    towers: Mapping[str, Tower] = field(default_factory=dict)
     token_axes: Mapping[str, int] = field(default_factory=lambda: dict(_TOKEN_AXES))
 
 
-_CLIP = {"clip_vision_model": "encoder.layers"}
+_CLIP = {"clip_vision_model": Tower(cls=True)}
+_SIGLIP = {"siglip_vision_model": Tower()}
+_QWEN = Tower("blocks", "attn", full="fullatt_block_indexes", arrange=by_window)
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -54,14 +77,14 @@ FAMILIES: dict[str, Family] = {
             layout=square,
             features={"get_image_features": "image"},
             tokens={"image": "image_token_id"},
-            cls_attention=_CLIP,
+            towers=_CLIP | _SIGLIP,
         ),
         Family(
             "llava_next",
             layout=anyres,
             features={"get_image_features": "image"},
             tokens={"image": "image_token_id"},
-            cls_attention=_CLIP,
+            towers=_CLIP,
         ),
         Family(
             "qwen2_5_vl",
@@ -69,6 +92,7 @@ FAMILIES: dict[str, Family] = {
             features={"get_image_features": "image", "get_video_features": "video"},
             tokens={"image": "image_token_id", "video": "video_token_id"},
             vision_tower="visual",
+            towers={"qwen2_5_vl_vision": _QWEN, "qwen2_5_vl": _QWEN},
         ),
     )
 }
@@ -83,6 +107,11 @@ class Parts:
     base: Any
     language_model: Any
     vision_tower: Any
+
+    @property
+    def layers(self) -> Any:
+        """The decoder layers of the language model."""
+        return attrgetter(self.family.layers)(self.language_model)
 
 
 def unwrap(model: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ class Unit:
         line: (p) long or None. A line break stays iff a patch with its line number stays; -1 for patches
             without one.
         crops: how often the vision tower looked at it.
-        cls_attention: (n) float or None, in placeholder order.
+        signals: what was read in the vision tower, name -> (n ...) in placeholder order.
     """
 
     kind: str
@@ -32,7 +32,7 @@ class Unit:
     grid: Tensor
     line: Tensor | None = None
     crops: int = 1
-    cls_attention: Tensor | None = None
+    signals: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

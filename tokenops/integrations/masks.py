@@ -66,15 +66,16 @@ def reduce_mask(mask: Any, chosen: Selection, source: Tensor, seen: int, dropped
     A 2-D mask comes back in seen coordinates, so that a causal mask built from cache sizes lines up.
     """
     if isinstance(mask, Mapping):
-        return {name: _reduce_4d(m, chosen, source, seen) for name, m in mask.items()}
+        return {name: reduce_4d(m, chosen, source, seen) for name, m in mask.items()}
     if isinstance(mask, Tensor) and mask.ndim == 4:
-        return _reduce_4d(mask, chosen, source, seen)
+        return reduce_4d(mask, chosen, source, seen)
     past = key_validity(mask, source, seen)
     lead = past.new_ones(past.shape[0], dropped)
     return torch.cat([lead, past, chosen.valid], dim=1).long()
 
 
-def _reduce_4d(mask: Tensor | None, chosen: Selection, source: Tensor, seen: int) -> Tensor:
+def reduce_4d(mask: Tensor | None, chosen: Selection, source: Tensor, seen: int) -> Tensor:
+    """A 4-D mask, or plain causality, for the kept queries over the stored and the kept new keys."""
     b, k = chosen.index.shape
     columns = torch.cat([source, torch.where(chosen.valid, chosen.index + seen, -1)], dim=1)
     if mask is None:  # plain causality

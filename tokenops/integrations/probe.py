@@ -1,7 +1,8 @@
-"""Attention of one query row of one module, without maps and without leaving the fast attention.
+"""Attention and keys of one module, without maps and without leaving the fast attention.
 
-The module gets a copied config that names a registered probe. The probe computes the wanted rows from the
-queries and keys it is handed and delegates to the attention the model would have used.
+The module gets a copied config that names a registered probe. The probe reads what is wanted from the queries
+and keys it is handed, a bounded number of rows at a time, and delegates to the attention the model would have
+used.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -17,11 +18,42 @@ import torch
 from torch import Tensor
 
 from tokenops.errors import TokenOpsError
-from tokenops.integrations.families import Parts
+from tokenops.integrations.families import Family, Parts, Tower
+from tokenops.integrations.layouts import Unit
 from tokenops.integrations.wrap import eager
 
 PROBE = "tokenops_probe"
 _SINK = "_tokenops_sink"
+_AT_ONCE = 1 << 24  # entries of attention maps held at a time, 64 MiB
+
+
+def _cls_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """(b n) the first row of the map, heads averaged."""
+    logits = (query[:, :, :1].float() * scale) @ key.float().transpose(-1, -2)
+    return logits.softmax(-1)[:, :, 0].mean(1)
+
+
+def _received_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """(b n) the mean of every column of the map, heads averaged."""
+    b, h, n = query.shape[:3]
+    some = max(1, _AT_ONCE // (b * h * n))
+    columns, total = key.float().transpose(-1, -2), query.new_zeros(b, n, dtype=torch.float32)
+    for start in range(0, n, some):
+        rows = (query[:, :, start : start + some].float() * scale) @ columns
+        total += rows.softmax(-1).sum((1, 2))
+    return total / (h * n)
+
+
+def _vision_keys(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """(b n e) keys as the attention sees them, heads averaged."""
+    return key.float().mean(1)
+
+
+READS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "cls_attention": _cls_attention,
+    "received_attention": _received_attention,
+    "vision_keys": _vision_keys,
+}
 
 
 def _probe(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
@@ -29,8 +61,8 @@ def _probe(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
 
     sink = module.__dict__[_SINK]
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    logits = (query[:, :, :1].float() * scale) @ key.float().transpose(-1, -2)
-    sink.put(logits.softmax(-1)[:, :, 0].mean(1).detach())
+    with torch.autocast(query.device.type, enabled=False):
+        sink.put({name: READS[name](query.detach(), key.detach(), scale) for name in sink.wanted})
     name = sink.config._attn_implementation
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     function: Any = eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
@@ -38,21 +70,24 @@ def _probe(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mas
 
 
 class Sink:
-    """Holds the rows of the last call of each thread, (crops, tokens) with heads averaged."""
+    """Holds what was read since it was last emptied, per thread: name -> one tensor for each call."""
 
-    def __init__(self, config: Any, layer: Any = None) -> None:
-        self.config, self.layer = config, layer
+    def __init__(self, config: Any, layer: Any, wanted: Iterable[str]) -> None:
+        self.config, self.layer, self.wanted = config, layer, tuple(sorted(wanted))
         self.local = threading.local()
 
-    @property
-    def rows(self) -> Tensor | None:
-        """The rows, None before the first call and after they were taken."""
-        return getattr(self.local, "rows", None)
+    @eager
+    def put(self, read: dict[str, Tensor]) -> None:
+        """Add what one call of the module showed."""
+        for name, value in read.items():
+            vars(self.local).setdefault(name, []).append(value)
 
     @eager
-    def put(self, rows: Tensor | None) -> None:
-        """Set the rows."""
-        self.local.rows = rows
+    def take(self) -> dict[str, list[Tensor]]:
+        """Everything read, and empty it."""
+        read = dict(vars(self.local))
+        vars(self.local).clear()
+        return read
 
     def check(self, config: Any, arguments: Mapping[str, Any]) -> None:
         """Raise TokenOpsError if a call takes its features from another layer than the one probed."""
@@ -62,7 +97,7 @@ class Sink:
             raise TokenOpsError("attach", f"vision_feature_layer {self.layer}, as when attached", layer)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "layer": self.layer}
+        return {name: value for name, value in vars(self).items() if name != "local"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, local=threading.local())
@@ -77,31 +112,52 @@ def _register() -> None:
     AttentionMaskInterface.register(PROBE, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
-def find_cls(parts: Parts) -> Any:
-    """The attention of the vision block whose output the projector reads; the last of several.
+def find_tower(parts: Parts, signal: str) -> Tower:
+    """How to read ``signal`` in the vision tower.
 
     Raises:
-        TokenOpsError: the vision tower has no CLS token.
+        TokenOpsError: the tower cannot give it.
     """
     kind = getattr(parts.vision_tower.config, "model_type", type(parts.vision_tower).__name__)
-    path = parts.family.cls_attention.get(kind)
-    if path is None:
-        expected = "signal cls_attention: a vision tower with a CLS token"
-        raise TokenOpsError("attach", expected, f"{parts.family.name} with {kind}")
+    tower = parts.family.towers.get(kind)
+    if tower is None or (signal != "vision_keys" and tower.cls != (signal == "cls_attention")):
+        what = {
+            "cls_attention": "a vision tower with a CLS token",
+            "received_attention": "a vision tower without a CLS token (cls_attention is for those with one)",
+            "vision_keys": "a vision tower whose attention can be read",
+        }[signal]
+        raise TokenOpsError("attach", f"signal {signal}: {what}", f"{parts.family.name} with {kind}")
+    return tower
+
+
+def find_attention(parts: Parts, tower: Tower) -> Any:
+    """The attention of the block to read: the last that sees whole images, up to the one the projector reads.
+
+    Raises:
+        TokenOpsError: ``vision_feature_layer`` is no block.
+    """
+    blocks = attrgetter(tower.blocks)(parts.vision_tower)
+    if tower.full is not None:
+        return getattr(blocks[max(getattr(parts.vision_tower.config, tower.full))], tower.attention)
     layer = getattr(parts.base.config, "vision_feature_layer", -1)
     layer = layer[-1] if isinstance(layer, (list, tuple)) else layer
-    blocks = attrgetter(path)(parts.vision_tower)
     # hidden_states[0] is the embedding, so hidden_states[i] comes out of block i - 1
     number = layer - 1 if layer >= 0 else len(blocks) + layer
     if not 0 <= number < len(blocks):
         raise TokenOpsError("attach", f"vision_feature_layer of a block among {len(blocks)}", layer)
-    return blocks[number].self_attn
+    return getattr(blocks[number], tower.attention)
 
 
-def probe(module: Any, layer: Any) -> Sink:
-    """Record the first query row of an attention module, that of vision layer ``layer``, from now on."""
+def probe(parts: Parts, signals: Iterable[str]) -> Sink:
+    """Read ``signals`` in the vision tower of a model from now on.
+
+    Raises:
+        TokenOpsError: the tower cannot give one of them.
+    """
+    (tower, *_) = [find_tower(parts, signal) for signal in sorted(signals)]
+    module = find_attention(parts, tower)
     _register()
-    sink = Sink(module.config, layer)
+    sink = Sink(module.config, getattr(parts.base.config, "vision_feature_layer", None), signals)
     probing = copy.copy(module.config)
     probing._attn_implementation_internal = PROBE
     module.config = probing
@@ -116,11 +172,12 @@ def unprobe(model: Any) -> None:
             module.config = sink.config
 
 
-def cls_rows(sink: Sink, crops: list[int]) -> list[Tensor]:
-    """(crops, tokens) attention of the CLS token in each image, to itself first."""
-    rows = sink.rows
-    if rows is None or rows.shape[0] != sum(crops):
-        raise TokenOpsError(
-            "probe", f"CLS rows of {sum(crops)} crops", None if rows is None else tuple(rows.shape)
-        )
-    return list(torch.split(rows, crops))
+def note_signals(sink: Sink, base: Any, family: Family, units: Sequence[Unit]) -> None:
+    """Take what was read for these units and write it on them, in the order of their tokens."""
+    vision = attrgetter(family.vision_tower)(base)
+    tower = family.towers[vision.config.model_type]
+    read = sink.take()
+    for name in sink.wanted:
+        values = tower.arrange(vision, tower.cls, units, read.get(name, []))
+        for unit, value in zip(units, values, strict=True):
+            unit.signals[name] = value

@@ -17,6 +17,7 @@ from tokenops.integrations.cache import (
     stored_source,
 )
 from tokenops.integrations.masks import for_backend, gated_mask, misread, query_validity, reduce_mask
+from tokenops.integrations.routing import Routing, compose
 from tokenops.kernels.rows import gather_rows
 from tokenops.tokenmap import Selection
 
@@ -30,13 +31,13 @@ def new_validity(arguments: Mapping[str, Any]) -> Tensor:
     return query_validity(arguments.get("attention_mask"), *embeds.shape[:2], embeds.device)
 
 
-def run_gated(
-    call: Callable[..., Any], arguments: dict[str, Any], gate: Tensor, how: str, implementation: str | None
-) -> Any:
-    """All tokens, weighted by the soft mask of training: the features, or their keys in every layer."""
+def gated(
+    arguments: dict[str, Any], gate: Tensor, how: str, implementation: str | None
+) -> dict[str, Any]:
+    """Arguments for all tokens, weighted by the soft mask of training: features, or keys in every layer."""
     embeds = arguments["inputs_embeds"]
     if how == "multiply":
-        return call(**arguments | {"inputs_embeds": embeds * gate.to(embeds.dtype)[..., None]})
+        return arguments | {"inputs_embeds": embeds * gate.to(embeds.dtype)[..., None]}
     if arguments.get("past_key_values") is not None:
         expected = "soft masks without a cache (model.eval() before generate)"
         raise TokenOpsError("attach", expected, type(arguments["past_key_values"]).__name__)
@@ -44,7 +45,7 @@ def run_gated(
         raise TokenOpsError("attach", "gate='attention' with sdpa or eager attention", repr(implementation))
     valid = new_validity(arguments)
     mask = gated_mask(arguments.get("attention_mask"), gate, valid, embeds.dtype)
-    return call(**arguments | {"attention_mask": mask, "position_ids": _positions(arguments, 0)})
+    return arguments | {"attention_mask": mask, "position_ids": _positions(arguments, 0)}
 
 
 def run_short(
@@ -85,6 +86,34 @@ def run_short(
             ragged = misread(given, source, seen + length)
         remember(cache, source, length - chosen.k, ragged)
     return _lift_outputs(outputs, chosen) if shorter else outputs
+
+
+def run_routed(
+    call: Callable[..., Any],
+    arguments: dict[str, Any],
+    routing: Routing,
+    token_axes: Mapping[str, int],
+    implementation: str | None,
+) -> Any:
+    """Run the language model with each layer on the tokens ``routing`` chooses for it."""
+    embeds, cache, tokens = arguments["inputs_embeds"], arguments.get("past_key_values"), routing.tokens
+    length = embeds.shape[1]
+    _check_call(arguments, tokens, implementation)
+    arguments["position_ids"] = _positions(arguments, routing.store.seen)
+    # four-dimensional, so the model builds none; every layer gets its own
+    arguments["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
+    if tokens.k < length:
+        _reduce_arguments(arguments, tokens, {"inputs_embeds": 1, **token_axes}, length)
+    with attached_cache(cache):
+        outputs = call(**arguments)
+    cache = getattr(outputs, "past_key_values", None) if cache is None else cache
+    if cache is not None:
+        routing.store.remember(cache, routing.ran, length)
+    if routing.alive is not None:
+        inside = Selection.from_mask(routing.alive & tokens.valid)
+        outputs["last_hidden_state"] = inside.reduce(outputs.last_hidden_state)
+        tokens = compose(tokens, inside)
+    return _lift_outputs(outputs, tokens) if tokens.k < length else outputs
 
 
 def _check_call(arguments: Mapping[str, Any], chosen: Selection | None, implementation: str | None) -> None:

@@ -10,17 +10,21 @@ import torch
 from torch import Tensor
 
 from tokenops.errors import TokenOpsError
-from tokenops.integrations.cache import kept_layer
+from tokenops.integrations.cache import LayerStore, kept_layer
 from tokenops.integrations.families import Parts
 from tokenops.integrations.layouts import Unit
-from tokenops.integrations.probe import Sink, cls_rows
-from tokenops.integrations.sequence import new_validity, run_gated, run_short
-from tokenops.integrations.visual import Decision, decide, place
+from tokenops.integrations.probe import Sink, note_signals
+from tokenops.integrations.routing import Routing, units_of
+from tokenops.integrations.sequence import gated, new_validity, run_routed, run_short
+from tokenops.integrations.visual import Decision, Placed, decide, place
 from tokenops.integrations.wrap import eager
 from tokenops.pipeline import Pipeline
-from tokenops.stages import Prune
+from tokenops.routers.route import Route
+from tokenops.stages import Prune, Stage
+from tokenops.tokenmap import Selection
 
 _UNIT = "_tokenops_unit"
+_ROUTING = "_tokenops_routing"
 
 
 class Call:
@@ -37,6 +41,8 @@ class _PerThread(threading.local):
 
     call: Call | None = None
     decision: Decision | None = None
+    routing: Routing | None = None
+    running: Routing | None = None
 
 
 class State:
@@ -52,7 +58,10 @@ class State:
         }
         self.sink: Sink | None = None
         stage = pipeline.stages.get("after_projector")
-        self.stage = stage if isinstance(stage, Prune) else None
+        self.stage = stage if isinstance(stage, Stage) else None
+        route = pipeline.stages.get("layers")
+        self.route = route if isinstance(route, Route) else None
+        self.layers = len(parts.layers)
         self.local = _PerThread()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,10 +76,17 @@ class State:
         """The decision of this thread's last call that had visual tokens."""
         return self.local.decision
 
+    @property
+    def routing(self) -> Routing | None:
+        """What ran in each layer in this thread's last call that had visual tokens; None if all did."""
+        return self.local.routing
+
     # -- features: remember what each tensor of visual features is --------------------------------------
 
     def features(self, base: Any, original: Callable[..., Any], arguments: dict[str, Any], kind: str) -> Any:
         """Around ``get_image_features``: note the layout of every unit on its feature tensor."""
+        if self.sink is not None:
+            self.sink.take()  # what a recomputed backward pass or another caller of the tower left
         result = original(**arguments)
         features = getattr(result, "pooler_output", None)
         if features is not None:
@@ -80,12 +96,9 @@ class State:
     @eager
     def _note(self, base: Any, arguments: dict[str, Any], features: Sequence[Tensor], kind: str) -> None:
         units = self.family.layout(base, arguments, features, kind)
-        if self.sink is not None and kind == "image":
+        if self.sink is not None:
             self.sink.check(base.config, arguments)
-            for unit, rows in zip(units, cls_rows(self.sink, [u.crops for u in units]), strict=True):
-                rows = rows if bool((unit.grid[:, 1] < 0).any()) else rows[:, 1:]
-                unit.cls_attention = rows.flatten()[unit.patch[unit.patch >= 0].to(rows.device)]
-            self.sink.put(None)
+            note_signals(self.sink, base, self.family, units)
         for unit, feature in zip(units, features, strict=True):
             setattr(feature, _UNIT, unit)
         if self.local.call is not None:
@@ -132,36 +145,91 @@ class State:
             if kept_layer(arguments.get("past_key_values")) is None:
                 return original(**arguments)
             arguments["inputs_embeds"] = module.get_input_embeddings()(arguments.pop("input_ids"))
-        decision = self._decide(module, arguments)
+        placed = self._place(module, arguments)
+        decision = self._decide(arguments, placed)
         implementation = module.config._attn_implementation
         gate = None if decision is None else decision.over_sequence.gate
-        if self.stage is not None and gate is not None:
-            return run_gated(original, arguments, gate, self.stage.gate, implementation)
         chosen = None
-        if decision is not None and decision.dropped:
+        if isinstance(self.stage, Prune) and gate is not None:
+            arguments = gated(arguments, gate, self.stage.gate, implementation)
+        elif decision is not None and decision.dropped:
             chosen = decision.over_sequence
-        elif kept_layer(arguments.get("past_key_values")) is None:
+            if decision.embeds is not None:
+                arguments["inputs_embeds"] = decision.embeds
+        routing = self._routing(arguments, placed, chosen)
+        if routing is not None:
+            self.local.running = routing
+            try:
+                return run_routed(original, arguments, routing, self.family.token_axes, implementation)
+            finally:
+                self.local.running = None
+        if chosen is None and kept_layer(arguments.get("past_key_values")) is None:
             return original(**arguments)
         return run_short(original, arguments, chosen, self.family.token_axes, implementation)
 
     @eager
-    def _decide(self, module: Any, arguments: Mapping[str, Any]) -> Decision | None:
+    def _place(self, module: Any, arguments: Mapping[str, Any]) -> list[Placed]:
+        """The visual units of this call in its sequences."""
         call = self.local.call
-        if call is None or self.stage is None:
-            return None
+        if call is None:
+            return []
         if not call.units:
             self._check_no_placeholders(call, arguments.get("past_key_values"))
-            return None
+            return []
         units, call.units = call.units, {}
-        self.local.decision = None
+        self.local.decision = self.local.routing = None
         if self.pipeline.training != module.training:
             self.pipeline.train(module.training)
-        placed = place(units, {kind: self._placeholders(module, call, kind) for kind in units})
-        if not placed:
+        return place(units, {kind: self._placeholders(module, call, kind) for kind in units})
+
+    @eager
+    def _decide(self, arguments: Mapping[str, Any], placed: list[Placed]) -> Decision | None:
+        if self.stage is None or not placed:
             return None
         decision = decide(self.stage, arguments["inputs_embeds"], placed, new_validity(arguments))
         self.local.decision = decision
         return decision
+
+    @eager
+    def _routing(
+        self, arguments: Mapping[str, Any], placed: list[Placed], chosen: Selection | None
+    ) -> Routing | None:
+        """What layers do in this call, None where all run everything and always have."""
+        embeds, cache = arguments["inputs_embeds"], arguments.get("past_key_values")
+        kept = kept_layer(cache)
+        before = kept is not None and kept.routed
+        if self.route is None:
+            if before:
+                expected = "the pipeline that made this cache (its layers store different tokens)"
+                raise TokenOpsError("attach", expected, repr(self.pipeline))
+            return None
+        if not placed and not before:
+            return None
+        b, length = embeds.shape[:2]
+        units = units_of(placed, (b, length), chosen) if placed else None
+        if chosen is None:
+            index = torch.arange(length, device=embeds.device).expand(b, length)
+            chosen = Selection(index, new_validity(arguments), length)
+        store = LayerStore(cache, self.layers, b, embeds.device)
+        routing = Routing(self.route, units, chosen, arguments.get("attention_mask"), store)
+        drops = routing.drops(self.layers)
+        if placed and drops:
+            self.local.routing = routing
+        return routing if drops or before else None
+
+    def layer(
+        self, number: int, module: Any, original: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Any:
+        """Around a decoder layer's forward."""
+        angles = arguments.get("position_embeddings")
+        mark = angles[0] if angles is not None else None
+        if self.local.running is not None and mark is not None:
+            # checkpointing calls again in the backward pass, with these very tensors
+            vars(mark).setdefault(_ROUTING, self.local.running)
+        routing = None if mark is None else vars(mark).get(_ROUTING)
+        if routing is None:
+            return original(**arguments)
+        return routing.layer(number, module, original, arguments)
 
     def _check_no_placeholders(self, call: Call, cache: Any) -> None:
         """A prompt brings its features; behind a cache, placeholders may be guesses of assisted decoding."""

@@ -22,6 +22,7 @@ class Trace:
         grid: (k 3) long, their (frame or crop, row, column).
         positions: (k) long, their place in the original sequence.
         scores: (n) float in sequence order, or None if the selector has none.
+        mass: (k) float, how many original tokens each of them stands for: 1 where nothing is merged.
         nan_scores: how many scores were NaN (they rank last).
     """
 
@@ -35,6 +36,7 @@ class Trace:
     grid: Tensor
     positions: Tensor
     scores: Tensor | None
+    mass: Tensor
 
     @property
     def k(self) -> int:

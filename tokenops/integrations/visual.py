@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tokenops.errors import TokenOpsError
 from tokenops.integrations.layouts import Unit
 from tokenops.integrations.trace import Trace
-from tokenops.stages import Prune
-from tokenops.tokenmap import Selection
+from tokenops.kernels.rows import gather_rows, put_rows
+from tokenops.stages import Stage
+from tokenops.tokenmap import Assignment, Selection
 
 
 @dataclass(eq=False)
@@ -38,12 +39,15 @@ class Decision:
     """A stage's choice: per group of units, and over the whole sequences.
 
     Attributes:
-        chosen: Selection over groups (an image each, or a sample), with the gate in training.
+        chosen: Selection over groups (an image each, or a sample), with the gate in training; of the anchors
+            where tokens were merged.
         mask: (g n) True for real tokens of a group.
         rows: (g) long, the sample of each group.
         groups: the units of each group.
         over_sequence: the same decision over whole sequences.
         dropped: whether any real token leaves.
+        merged: where the tokens of a group went, or None if they just leave.
+        embeds: (b l d) the sequences with the features of merged tokens at their anchors, or None.
     """
 
     chosen: Selection
@@ -52,6 +56,8 @@ class Decision:
     groups: list[list[Placed]]
     over_sequence: Selection
     dropped: bool
+    merged: Assignment | None = None
+    embeds: Tensor | None = None
 
 
 def place(units: Mapping[str, Sequence[Unit]], tokens: Mapping[str, Tensor]) -> list[Placed]:
@@ -96,8 +102,8 @@ def _padded(values: list[list[Tensor]], fill: float) -> Tensor:
     return pad_sequence([torch.cat(v) for v in values], batch_first=True, padding_value=fill)
 
 
-def decide(stage: Prune, embeds: Tensor, placed: Sequence[Placed], valid: Tensor) -> Decision:
-    """Ask the selector about every group and spread its answer over the sequences.
+def decide(stage: Stage, embeds: Tensor, placed: Sequence[Placed], valid: Tensor) -> Decision:
+    """Ask the stage about every group and spread its answer over the sequences.
 
     Args:
         stage: what to do.
@@ -114,17 +120,38 @@ def decide(stage: Prune, embeds: Tensor, placed: Sequence[Placed], valid: Tensor
     flat = rearrange((rows[:, None] * length + positions).clamp(min=0), "g n -> (g n)")
     x = rearrange(embeds, "b l d -> (b l) d").index_select(0, flat)
     x = rearrange(x, "(g n) d -> g n d", g=len(groups)).masked_fill(~mask[..., None], 0)
-    signals: dict[str, Tensor | None] = {
-        "grid": _padded([[p.unit.grid.to(embeds.device) for p in g] for g in groups], -1),
-    }
-    if all(p.unit.cls_attention is not None for p in placed):
-        attention = [[p.unit.cls_attention.to(embeds.device) for p in g] for g in groups]  # type: ignore[union-attr]
-        signals["cls_attention"] = _padded(attention, 0.0)
+    signals = _signals(groups, embeds.device)
     chosen = stage.select(x, mask, signals)
+    merged = stage.merge(x, chosen, mask, signals)
+    if merged is not None:
+        chosen = replace(_anchors(merged), scores=chosen.scores)
     kept = chosen.mask & mask
     over = chosen.scatter(positions, length, rows=rows, valid=_without_lines(valid, groups, kept))
     dropped = bool((valid & ~over.mask).any())
-    return Decision(chosen, mask, rows, groups, over, dropped)
+    if merged is not None and dropped:
+        embeds = _put_merged(embeds, merged, x, rows[:, None] * length + positions)
+    return Decision(chosen, mask, rows, groups, over, dropped, merged, None if merged is None else embeds)
+
+
+def _signals(groups: list[list[Placed]], device: torch.device) -> dict[str, Tensor | None]:
+    """The grid of every group, and what all of its units were read in the vision tower."""
+    units = [[p.unit for p in g] for g in groups]
+    signals: dict[str, Tensor | None] = {"grid": _padded([[u.grid.to(device) for u in g] for g in units], -1)}
+    for name in set.intersection(*(set(u.signals) for g in units for u in g)):
+        signals[name] = _padded([[u.signals[name].to(device) for u in g] for g in units], 0.0)
+    return signals
+
+
+def _anchors(merged: Assignment) -> Selection:
+    return Selection(merged.anchor.clamp(min=0), merged.valid, merged.n)
+
+
+def _put_merged(embeds: Tensor, merged: Assignment, x: Tensor, place: Tensor) -> Tensor:
+    """``embeds`` (b l d) with the reduced ``x`` (g n d) at the anchors; ``place`` (g n) in (b l)."""
+    sequence = rearrange(embeds, "b l d -> 1 (b l) d")
+    at = gather_rows(place, merged.anchor.clamp(min=0)).flatten()[None]
+    reduced = rearrange(merged.reduce(x), "g k d -> 1 (g k) d")
+    return put_rows(sequence, at, merged.valid.flatten()[None], reduced).view(embeds.shape)
 
 
 def _without_lines(valid: Tensor, groups: list[list[Placed]], kept: Tensor) -> Tensor:
@@ -150,7 +177,7 @@ def _without_lines(valid: Tensor, groups: list[list[Placed]], kept: Tensor) -> T
 def traces(place_name: str, decision: Decision) -> tuple[Trace, ...]:
     """One :class:`Trace` per unit."""
     out, image = [], 0
-    kept = decision.chosen.mask & decision.mask
+    kept, mass = decision.chosen.mask & decision.mask, _mass(decision)
     for i, group in enumerate(decision.groups):
         start = 0
         for p in group:
@@ -170,8 +197,15 @@ def traces(place_name: str, decision: Decision) -> tuple[Trace, ...]:
                     grid=p.unit.grid.cpu()[stays],
                     positions=p.patches.cpu()[stays],
                     scores=scores,
+                    mass=mass[i, here].detach().cpu()[stays],
                 )
             )
             start += p.unit.n
             image += 1
     return tuple(out)
+
+
+def _mass(decision: Decision) -> Tensor:
+    """(g n) original tokens each kept one stands for."""
+    merged, one = decision.merged, torch.ones(decision.mask.shape, device=decision.mask.device)
+    return one if merged is None else _anchors(merged).lift(merged.mass.to(one.dtype), into=one)

@@ -7,21 +7,31 @@ from typing import Any
 
 from tokenops.errors import TokenOpsError
 from tokenops.pipeline import Pipeline
+from tokenops.recipes.alvts import alvts
 from tokenops.recipes.cls_attention import cls_attention
+from tokenops.recipes.divprune import divprune
+from tokenops.recipes.fastv import fastv
 from tokenops.recipes.feature_norm import feature_norm
+from tokenops.recipes.pyramiddrop import pyramiddrop
 from tokenops.recipes.random import random
 from tokenops.recipes.uniform import uniform
 from tokenops.recipes.visionselector import visionselector
+from tokenops.recipes.visionzip import visionzip
 from tokenops.registry import registered
 
 __all__ = [
+    "alvts",
     "cls_attention",
     "create",
+    "divprune",
+    "fastv",
     "feature_norm",
     "list_recipes",
+    "pyramiddrop",
     "random",
     "uniform",
     "visionselector",
+    "visionzip",
 ]
 
 

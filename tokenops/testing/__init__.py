@@ -4,6 +4,7 @@ They need Hypothesis (``pip install tokenops[dev]``) when they run, not when the
 """
 
 from tokenops.testing.kernels import check_kernel
+from tokenops.testing.mergers import check_merger
 from tokenops.testing.relaxations import check_relaxation
 from tokenops.testing.scorers import check_scorer
 from tokenops.testing.selectors import check_selector
@@ -12,6 +13,7 @@ from tokenops.testing.tokenmaps import check_assignment, check_selection
 __all__ = [
     "check_assignment",
     "check_kernel",
+    "check_merger",
     "check_relaxation",
     "check_scorer",
     "check_selection",

@@ -101,8 +101,11 @@ def signal(name: str, b: int, n: int) -> Tensor:
     Raises:
         TokenOpsError: a signal this suite knows nothing about.
     """
-    if name == "cls_attention":
+    if name in ("cls_attention", "received_attention"):
         return torch.linspace(1, 2, n).softmax(0).expand(b, n).clone()
+    if name == "vision_keys":
+        place = torch.arange(n, dtype=torch.float32)[:, None]
+        return (place * torch.linspace(0.5, 2, 4)).sin().expand(b, n, 4).clone()
     if name == "segments":
         return (torch.arange(n) * 2 // max(1, n)).expand(b, n).clone()
     if name == "grid":

@@ -60,6 +60,26 @@ class Assignment:
         check_range("Assignment", "anchor", self.anchor, -1, self.n)
         check_weight("Assignment", self.weight, self.group)
 
+    @classmethod
+    def joining(cls, home: Int[Tensor, "b n"], weight: Float[Tensor, "b n"] | None = None) -> Assignment:
+        """The groups of tokens that name the anchor they join: itself for an anchor, -1 to be left out.
+
+        Groups stand in the order of their anchors, right-aligned as in :meth:`Selection.from_mask`; every
+        token weighs 1 unless told.
+
+        >>> a = Assignment.joining(torch.tensor([[0, 2, 2, -1], [1, 1, 1, 1]]))
+        >>> a.anchor.tolist(), a.group.tolist()
+        ([[0, 2], [-1, 1]], [[0, 1, 1, -1], [1, 1, 1, 1]])
+        """
+        check_field("Assignment.joining", "home", home, torch.long, (None, None))
+        check_range("Assignment.joining", "home", home, -1, home.shape[1])
+        anchors = Selection.from_mask(home == torch.arange(home.shape[1], device=home.device))
+        slots = torch.arange(anchors.k, device=home.device).expand(anchors.index.shape)
+        slot = put_rows(torch.zeros_like(home), anchors.index, anchors.valid, slots)
+        group = torch.where(home >= 0, slot.gather(1, home.clamp(min=0)), -1)
+        weight = torch.ones(home.shape, device=home.device) if weight is None else weight
+        return cls(group, weight, anchors.k, torch.where(anchors.valid, anchors.index, -1))
+
     @property
     def n(self) -> int:
         """Number of tokens merged from."""
@@ -134,14 +154,4 @@ class Assignment:
         home[place] = at.flatten()
         weight = torch.cat([self.weight.new_ones(valid.numel()), self.weight.new_zeros(1)])
         weight = weight.index_put((place,), self.weight.flatten())
-        home, weight = home[:-1].view(valid.shape), weight[:-1].view(valid.shape)
-        anchors = Selection.from_mask(home == torch.arange(length, device=valid.device))
-        slot = torch.zeros_like(home)
-        slot = put_rows(
-            slot,
-            anchors.index,
-            anchors.valid,
-            torch.arange(anchors.k, device=slot.device).expand(anchors.index.shape),
-        )
-        group = torch.where(home >= 0, slot.gather(1, home.clamp(min=0)), -1)
-        return Assignment(group, weight, anchors.k, torch.where(anchors.valid, anchors.index, -1))
+        return Assignment.joining(home[:-1].view(valid.shape), weight[:-1].view(valid.shape))

@@ -10,17 +10,26 @@ from tokenops.training.losses import soft_hard_bce, soft_hard_gap
 from tokenops.training.schedules import Schedule, constant, cosine, linear
 
 if TYPE_CHECKING:
+    from tokenops.training.calibration import Calibration, calibrate
     from tokenops.training.collate import Collator
     from tokenops.training.curriculum import Curriculum
     from tokenops.training.trainable import Trainable
 
-_LAZY = {"Collator": "collate", "Curriculum": "curriculum", "Trainable": "trainable"}
+_LAZY = {
+    "Calibration": "calibration",
+    "calibrate": "calibration",
+    "Collator": "collate",
+    "Curriculum": "curriculum",
+    "Trainable": "trainable",
+}
 
 __all__ = [
+    "Calibration",
     "Collator",
     "Curriculum",
     "Schedule",
     "Trainable",
+    "calibrate",
     "constant",
     "cosine",
     "linear",

@@ -6,8 +6,13 @@ from tokenops.selectors.relaxations.curves import Curve
 from tokenops.selectors.relaxations.entmax import entmax15, entmax_curve, entmax_topk
 from tokenops.selectors.relaxations.family import log_balance, soft_topk, soft_topk_threshold
 from tokenops.selectors.relaxations.gaussian import gaussian_topk
+from tokenops.selectors.relaxations.gumbel import gumbel_topk
 from tokenops.selectors.relaxations.laplace import laplace_topk
+from tokenops.selectors.relaxations.logistic import logistic_topk
+from tokenops.selectors.relaxations.noise import replay
+from tokenops.selectors.relaxations.perturbed import perturbed_topk
 from tokenops.selectors.relaxations.sigmoid import sigmoid_topk
+from tokenops.selectors.relaxations.systematic import systematic_topk
 
 __all__ = [
     "Curve",
@@ -16,11 +21,16 @@ __all__ = [
     "entmax_curve",
     "entmax_topk",
     "gaussian_topk",
+    "gumbel_topk",
     "hard_topk",
     "laplace_topk",
     "log_balance",
+    "logistic_topk",
+    "perturbed_topk",
+    "replay",
     "sigmoid_topk",
     "soft_topk",
     "soft_topk_threshold",
     "sparsemax",
+    "systematic_topk",
 ]

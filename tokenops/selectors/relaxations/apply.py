@@ -14,7 +14,7 @@ from tokenops.budget import EPSILON
 from tokenops.errors import TokenOpsError
 from tokenops.kernels.topk import hard_topk
 from tokenops.selectors.relaxations.curves import Curve
-from tokenops.selectors.relaxations.segments import in_rows
+from tokenops.selectors.relaxations.segments import check_segments, in_rows
 from tokenops.selectors.relaxations.threshold import Threshold
 
 Number = float | Tensor
@@ -41,19 +41,21 @@ class Relaxed(NamedTuple):
     @property
     def threshold(self) -> Tensor:
         """In float64, without the token axis."""
-        return (self.center.double() - self.shift.double() * self.tau)[..., 0]
+        nu = self.center.double() - self.shift.double() * self.tau
+        return (torch.where(self.tau > 0, nu, math.nan) if isinstance(self.tau, Tensor) else nu)[..., 0]
 
 
-def _check_number(who: str, name: str, value: Any, low: float, high: float) -> None:
+def check_number(who: str, name: str, value: Any, low: float, high: float) -> None:
+    """Raise TokenOpsError for what is no number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
         raise TokenOpsError(
             who, f"{name} as a tensor per row or a number in [{low:g}, {high:g}]", repr(value)
         )
 
 
-def _per_row(who: str, name: str, value: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
-    """``value`` as (*batch, 1)."""
-    if value.dtype != torch.bool and value.ndim <= len(batch):
+def per_row(who: str, name: str, value: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
+    """``value`` as (*batch, 1); TokenOpsError for another shape, bool or complex."""
+    if value.dtype != torch.bool and not value.is_complex() and value.ndim <= len(batch):
         try:
             return value.to(dtype).expand(batch)[..., None]
         except RuntimeError:
@@ -86,24 +88,25 @@ def budgeted(
     """Scores with tokens last, in float32 or wider, and the budget of every row as a count."""
     if (k is None) == (ratio is None):
         raise TokenOpsError(who, "exactly one of k (a count) and ratio", f"k={k!r}, ratio={ratio!r}")
-    x = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    x = scores.to(torch.float64 if scores.dtype == torch.float64 else torch.float32)
     batch, n, finfo = x.shape[:-1], x.shape[-1], torch.finfo(x.dtype)
     if isinstance(temperature, Tensor):
-        temperature = _per_row(who, "temperature", temperature, batch, x.dtype)
+        temperature = per_row(who, "temperature", temperature, batch, x.dtype)
     else:
-        _check_number(who, "temperature", temperature, finfo.tiny, finfo.max)
+        check_number(who, "temperature", temperature, finfo.tiny, finfo.max)
     if isinstance(k, Tensor):
-        return Budgeted(x, _per_row(who, "k", k, batch, torch.float64), temperature, mask, n)
+        k = per_row(who, "k", k, batch, torch.float64).clamp(-1, n + 1)
+        return Budgeted(x, k, temperature, mask, n)
     if ratio is None:
-        _check_number(who, "k", k, -math.inf, math.inf)
+        check_number(who, "k", k, -math.inf, math.inf)
         assert k is not None
         count = float(min(max(k, -1), n + 1))
         return Budgeted(x, count, temperature, mask, count)
     most = float(n)
     if isinstance(ratio, Tensor):
-        ratio = _per_row(who, "ratio", ratio, batch, torch.float64)
+        ratio = per_row(who, "ratio", ratio, batch, torch.float64).clamp(-1, 2)
     else:
-        _check_number(who, "ratio", ratio, 0.0, 1.0)
+        check_number(who, "ratio", ratio, 0.0, 1.0)
         most = ratio * n
     valid = x != -math.inf if mask is None else (x != -math.inf) & mask
     return Budgeted(x, ratio * valid.sum(-1, True).double(), temperature, mask, most)
@@ -131,13 +134,14 @@ def threshold_topk(
     mask from the soft one, k (... 1) and the valid tokens, instead of Top-K of the scores.
     """
     check_scores(who, scores, mask, dim)
-    if out_dtype is not None and not out_dtype.is_floating_point:
+    if out_dtype is not None and not (isinstance(out_dtype, torch.dtype) and out_dtype.is_floating_point):
         raise TokenOpsError(who, "a float out_dtype", out_dtype)
     last = dim in (-1, scores.ndim - 1)
     x = scores if last else scores.movedim(dim, -1)
     mask = mask if last or mask is None else mask.movedim(dim, -1)
     back = None
     if segments is not None:
+        check_segments(who, scores, segments)
         budget = ratio if k is None else k
         x, mask, back = in_rows(who, x, mask, segments.movedim(dim, -1), budget)
     given = budgeted(who, x, k, ratio, temperature, mask)

@@ -16,12 +16,12 @@ from tokenops.shapes import Bool, Float, Int
 
 
 def entmax_curve(alpha: float) -> Curve:
-    r"""The curve :math:`C(u) = \min(1, [(\alpha-1) u]_+^{1/(\alpha-1)})`, :math:`\min(1, e^u)` for alpha = 1.
+    r"""The curve :math:`C(u) = \min(1, [1 + (\alpha-1) u]_+^{1/(\alpha-1)})`; for alpha = 1, :math:`\min(1, e^u)`.
 
     Raises:
         TokenOpsError: alpha outside [1, 2]; above 2 the density is unbounded.
 
-    >>> entmax_curve(1.5).value(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    >>> entmax_curve(1.5).value(torch.tensor([-2.0, -1.0, 0.0, 1.0]))
     tensor([0.0000, 0.2500, 1.0000, 1.0000])
     """
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 1 <= alpha <= 2:
@@ -33,27 +33,24 @@ def entmax_curve(alpha: float) -> Curve:
         inside = (p > 0) & (p < 1)
         return torch.where(inside, p, 1.0).pow(2 - alpha) * inside
 
-    common = {"name": f"entmax({alpha:g})", "density": density, "steepness": 1.0}
-    if alpha == 1:
-        return Curve(
-            value=lambda u: u.clamp(max=0).exp(),
-            quantile=torch.log,
-            mean=-1.0,
-            variance=1.0,
-            symmetric=False,
-            smooth=False,
-            **common,
-        )
-    slope, power = alpha - 1, 1 / (alpha - 1)
-    mean = power * power / (power + 1)
+    slope = alpha - 1
+
+    def value(u: Tensor) -> Tensor:
+        if slope >= 0.5:
+            return (slope * u + 1).clamp(0, 1).pow(1 / slope)
+        # a high power would magnify the rounding of its base
+        return ((slope * u).clamp(-1, 0).log1p() / slope if slope else u.clamp(max=0)).exp()
+
     return Curve(
-        value=lambda u: (slope * u).clamp(0, 1).pow(power),
-        quantile=lambda p: p.pow(slope) / slope,
-        mean=mean,
-        variance=power**3 / (power + 2) - mean**2,
+        name=f"entmax({alpha:g})",
+        value=value,
+        density=density,
+        quantile=lambda p: (slope * p.log()).expm1() / slope if slope else p.log(),
+        mean=-1 / alpha,
+        variance=1 / ((2 * alpha - 1) * alpha**2),
+        steepness=1.0,
         symmetric=False,
         smooth=False,
-        **common,
     )
 
 
@@ -73,12 +70,13 @@ def entmax_topk(
 ) -> Float[Tensor, "..."]:
     r"""Soft Top-K by Tsallis entropies: zeros and ones are exact, smoother than the capped simplex near zero.
 
-    .. math:: p_i = \min\big(1, [(\alpha - 1)(x_i - \nu)/\tau]_+^{1/(\alpha - 1)}\big), \qquad \sum_i p_i = k
+    .. math:: p_i = \min\big(1, [1 + (\alpha - 1)(x_i - \nu)/\tau]_+^{1/(\alpha - 1)}\big), \qquad
+        \sum_i p_i = k
 
     alpha, in [1, 2], is 2 for :func:`capped_simplex_topk` and 1 for the clipped exponential, which is softmax
     at k = 1. At k = 1 the cap is idle and the mask is the alpha-entmax of the scores. The curve is one-sided:
-    :math:`\nu` is where the support ends, and ``1 - f(x, k)`` is not ``f(-x, n - k)``. Norm of the Jacobian
-    at most :math:`1/\tau`.
+    :math:`\nu` is where p reaches 1, and ``1 - f(x, k)`` is not ``f(-x, n - k)``. Norm of the Jacobian at
+    most :math:`1/\tau`.
 
     Other arguments, shapes and errors as in :func:`soft_topk`.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenops.errors import TokenOpsError
 from tokenops.registry import register
-from tokenops.selectors.relaxations.apply import budgeted, check_scores, threshold_topk
+from tokenops.selectors.relaxations.apply import budgeted, check_number, check_scores, per_row, threshold_topk
 from tokenops.selectors.relaxations.capped_simplex import CAPPED_SIMPLEX
 from tokenops.selectors.relaxations.curves import Curve
 from tokenops.selectors.relaxations.entmax import entmax_curve
@@ -80,7 +80,7 @@ def soft_topk(
         hard: ones at the round(k) highest scores of each row (of a ratio: rounded down, at least one; lowest
             index wins ties), zeros elsewhere, with the gradient of the soft mask.
         noise: ``"gumbel"``, ``"logistic"`` or ``"gaussian"`` noise added to the scores before all else.
-        noise_scale: its scale, in units of the scores: a number or a tensor per row.
+        noise_scale: its scale, in units of the scores: a number >= 0 or a tensor per row.
         generator: where the noise is drawn from; the global generator if None.
         out_dtype: float32 for half-precision scores by default, else the dtype of the scores.
 
@@ -106,7 +106,11 @@ def soft_topk(
 
     def perturb(x: Tensor) -> Tensor:
         assert noise is not None
-        scale = noise_scale[..., None] if isinstance(noise_scale, Tensor) else noise_scale
+        if isinstance(noise_scale, Tensor):
+            scale = per_row("soft_topk", "noise_scale", noise_scale, x.shape[:-1], x.dtype)
+        else:
+            check_number("soft_topk", "noise_scale", noise_scale, 0.0, torch.finfo(x.dtype).max)
+            scale = noise_scale
         return x + scale * draw_noise(noise, x, generator)
 
     return threshold_topk(
@@ -140,7 +144,7 @@ def soft_topk_threshold(
 
     .. math:: p_i = C((x_i - \nu)/\tau)
 
-    With a symmetric curve ``scores > threshold`` is where p > 1/2; with entmax, where p > 0. The threshold is
+    With a symmetric curve ``scores > threshold`` is where p > 1/2; with entmax, where p = 1. The threshold is
     float64, without gradient, and inf (-inf) where nothing (everything) is kept. Where an integer k cuts a
     gap wider than the curve, any number inside solves the row.
 
@@ -196,8 +200,9 @@ def log_balance(
     check_scores(who, scores, mask, dim)
     x = scores.double().movedim(dim, -1)
     given = budgeted(who, x, k, None, temperature, None if mask is None else mask.movedim(dim, -1))
-    if threshold.shape != x.shape[:-1]:
-        raise TokenOpsError(who, f"threshold per row {tuple(x.shape[:-1])}", tuple(threshold.shape))
+    if not isinstance(threshold, Tensor) or threshold.shape != x.shape[:-1]:
+        got = tuple(threshold.shape) if isinstance(threshold, Tensor) else type(threshold).__name__
+        raise TokenOpsError(who, f"threshold per row {tuple(x.shape[:-1])}", got)
     if not x.shape[-1]:
         return threshold.double() * 0
     valid = x != -math.inf if given.mask is None else (x != -math.inf) & given.mask

@@ -10,6 +10,16 @@ from torch import Tensor
 from tokenops.errors import TokenOpsError
 
 
+def check_segments(who: str, scores: Tensor, segments: Tensor) -> None:
+    """Raise TokenOpsError for segments that are not long and shaped like the scores."""
+    if isinstance(segments, Tensor) and segments.shape == scores.shape and segments.dtype == torch.long:
+        return
+    got = type(segments).__name__
+    if isinstance(segments, Tensor):
+        got = f"{segments.dtype} {tuple(segments.shape)}"
+    raise TokenOpsError(who, f"segments long {tuple(scores.shape)}", got)
+
+
 def in_rows(
     who: str, x: Tensor, mask: Tensor | None, segments: Tensor, budget: float | Tensor | None
 ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
@@ -27,12 +37,8 @@ def in_rows(
         tokens without a segment.
 
     Raises:
-        TokenOpsError: segments of another shape or dtype, or more of them than budgets.
+        TokenOpsError: more segments than budgets.
     """
-    if segments.shape != x.shape or segments.dtype != torch.long:
-        raise TokenOpsError(
-            who, f"segments long {tuple(x.shape)}", f"{segments.dtype} {tuple(segments.shape)}"
-        )
     inside = segments >= 0 if mask is None else mask & (segments >= 0)
     used = int(segments.masked_fill(~inside, -1).amax()) + 1 if segments.numel() else 0
     number = budget.shape[-1] if isinstance(budget, Tensor) and budget.ndim else used

@@ -34,8 +34,9 @@ NEAR = 8.0
 
 
 def may_look(x: Tensor) -> bool:
-    """Whether Python may branch on values: eagerly, where reading one costs nothing."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether Python may branch on values: eagerly, where there are values and reading one costs nothing."""
+    plain = type(x) in (Tensor, torch.nn.Parameter)
+    return plain and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class Cut(NamedTuple):
@@ -43,9 +44,9 @@ class Cut(NamedTuple):
 
     The cut lies midway between the last kept and the first dropped score, so x - center is exact where it
     matters, half a gap of ``gap`` (... 1) away from both. ``distance`` (... n) is (x - center)/tau;
-    ``above`` and ``below`` (... n) are 1 on either side of the cut, ``side`` is below - above; ``tied_top`` and
-    ``tied_rest`` (... 1) tell how the scores in the cut share what is left of k; ``low`` and ``high`` (... 1)
-    enclose the shift t that solves the row.
+    ``above`` and ``below`` (... n) are 1 on either side of the cut, ``side`` is below - above; ``tied_top``
+    and ``tied_rest`` (... 1) tell how the scores in the cut share what is left of k; ``low`` and ``high``
+    (... 1) enclose the shift t that solves the row.
     """
 
     center: Tensor
@@ -184,17 +185,20 @@ def _bracketed(at: Cut, curve: Curve, steps: int) -> Tensor:
     return torch.where(best.isnan() | t.isnan(), t, best)
 
 
-def spread_rest(p: Tensor, k: Number, v: Tensor, slope: Tensor) -> Tensor:
-    """The mask moved along its density v to first order, so that its float64 sum is k; decided rows stay."""
-    rest = ((k - p.sum(-1, True, dtype=torch.float64)) / slope).to(p.dtype)
-    return torch.addcmul(p, v, torch.where(slope > 0, rest, 0.0)).clamp(0, 1)
+def spread_rest(p: Tensor, k: Number, v: Tensor, slope: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The mask moved along its density v to first order, so that its float64 sum is k, and its shift.
+
+    Decided rows stay. The shift is float64: rounding it would show in the balance.
+    """
+    rest = torch.where(slope > 0, (k - p.sum(-1, True, dtype=torch.float64)) / slope, 0.0)
+    return torch.addcmul(p, v, rest.to(p.dtype)).clamp(0, 1), t + rest
 
 
 def quick(x: Tensor, k: Number, tau: Number, curve: Curve) -> tuple[Tensor, Tensor, Tensor] | None:
     """Mask, centre and shift by Newton steps on the logarithm of the sum; None if they do not settle.
 
-    For eager CPU tensors without padding, 0 < k < n. The last sum is taken in float64 and what it lacks is
-    spread to first order, so the mask sums to k as well as its dtype can say.
+    For eager CPU tensors without padding or -inf, 0 < k < n. The last sum is taken in float64 and what it
+    lacks is spread to first order, so the mask sums to k as well as its dtype can say.
     """
     n = x.shape[-1]
     some = x[..., :: max(1, n // SAMPLE)]
@@ -236,7 +240,8 @@ def _finish(
     """Spread the last of k over the mask of shift t; ``last`` holds the mask, its density and their sum."""
     p, v, slope = last
     if curve.smooth and float(t.abs().amax()) < NEAR:
-        return spread_rest(p, k, v, slope), center, t
+        p, t = spread_rest(p, k, v, slope, t)
+        return p, center, t
     # seen from the threshold itself, x - center is exact where it matters
     center = center - t * tau
     distance = (x - center) / tau
@@ -251,4 +256,5 @@ def _finish(
         if not bool((left <= 8 * torch.finfo(x.dtype).eps * slope).all()):
             return None
     v = curve.density(p)
-    return spread_rest(p, k, v, v.sum(-1, True)), center, t
+    p, t = spread_rest(p, k, v, v.sum(-1, True), t)
+    return p, center, t

@@ -20,11 +20,12 @@ def solve_mask(
     x: Tensor, k: Number, tau: Number, mask: Tensor | None, most: float, curve: Curve
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mask (... n), 0 at padding, and (... 1) centre and shift; shapes as in :class:`Threshold`."""
-    n, look = x.shape[-1], mask is None and may_look(x) and x.numel() > 0
-    if look and _inside(k, n) and (settled := quick(x, k, tau, curve)) is not None:
+    n = x.shape[-1]
+    full = mask is None and may_look(x) and x.numel() > 0 and float(x.amin()) > -math.inf
+    if full and _inside(k, n) and (settled := quick(x, k, tau, curve)) is not None:
         return settled
     limit, valid = torch.finfo(x.dtype).max / 4, mask
-    if not (look and float(x.amin()) > -math.inf):
+    if not full:
         valid = x != -math.inf if mask is None else (x != -math.inf) & mask
         x = x.masked_fill(~valid, -limit)
     x = x.clamp(-limit, limit)
@@ -36,7 +37,7 @@ def solve_mask(
     p = curve.value(at.distance + t)
     p = p if valid is None else p.masked_fill(~valid, 0.0)
     v = curve.density(p)
-    p = spread_rest(p, k, v, v.sum(-1, True))
+    p, t = spread_rest(p, k, v, v.sum(-1, True), t)
     none, every = k <= 0, k >= (n if valid is None else valid.sum(-1, True))
     p = torch.where(every, 1.0, torch.where(none, 0.0, p))
     t = torch.where(every, math.inf, torch.where(none, -math.inf, t))
@@ -69,10 +70,11 @@ class Threshold(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep the mask, and scores and temperature where the temperature is a tensor."""
-        x, k, tau, _, _, curve = inputs
+        x, k, tau, mask, _, curve = inputs
         p, *where = output
         ctx.mark_non_differentiable(*where)
         ctx.curve, ctx.k_dtype = curve, k.dtype if isinstance(k, Tensor) else None
+        ctx.padded = mask is not None
         ctx.tau = None if isinstance(tau, Tensor) else tau
         ctx.save_for_backward(p, *((x, tau) if isinstance(tau, Tensor) else ()))
 
@@ -81,6 +83,8 @@ class Threshold(torch.autograd.Function):
         """Gradients of x, k and tau, themselves differentiable."""
         g, (p, *rest) = grads[0], ctx.saved_tensors
         v = ctx.curve.density(p)
+        # what padding hands back may be NaN, as what it holds may
+        g = torch.where(v > 0, g, 0.0) if ctx.padded else g
         total = v.sum(-1, True).clamp(min=torch.finfo(v.dtype).tiny)
         mean = (v * g).sum(-1, True) / total
         dx, dtau = v * (g - mean), None
@@ -89,7 +93,7 @@ class Threshold(torch.autograd.Function):
             dx = dx / tau
             if ctx.needs_input_grad[2]:
                 x = torch.where(v > 0, x, 0.0)
-                dtau = -(dx * (x - (v * x).sum(-1, True) / total)).sum(-1, True) / tau
+                dtau = -(dx * (x - (v / total * x).sum(-1, True))).sum(-1, True) / tau
         elif ctx.tau != 1:
             dx = dx / ctx.tau
         dk = None if ctx.k_dtype is None else mean.to(ctx.k_dtype)

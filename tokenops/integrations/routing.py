@@ -1,0 +1,225 @@
+"""One language-model call with routed layers: who runs in each layer, by which mask, into which cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenops.integrations.cache import LayerStore
+from tokenops.integrations.masks import for_backend, key_validity, reduce_4d
+from tokenops.integrations.row_probe import attention_row, lens_of
+from tokenops.integrations.visual import Placed
+from tokenops.kernels.rows import gather_rows
+from tokenops.routers.route import Route
+from tokenops.routers.units import Units
+from tokenops.tokenmap import Selection
+
+
+def units_of(placed: Sequence[Placed], shape: tuple[int, int], over: Selection | None) -> Units:
+    """The units of a call, after ``over`` shortened its sequences of ``shape`` (b l)."""
+    device = placed[0].positions.device
+    unit = torch.full(shape, -1, dtype=torch.long, device=device)
+    line = torch.full_like(unit, -1)
+    lines = 0
+    for number, p in enumerate(placed):
+        unit[p.row, p.patches] = number
+        if p.unit.line is not None:
+            of_unit = p.unit.line.to(device)
+            line[p.row, p.positions] = torch.where(of_unit >= 0, of_unit + lines, -1)
+            lines += p.unit.size
+    if over is not None:
+        unit = torch.where(over.valid, gather_rows(unit, over.index), -1)
+        line = torch.where(over.valid, gather_rows(line, over.index), -1)
+    return Units.of(unit, line if lines else None)
+
+
+class Routing:
+    """The state of one call.
+
+    Args:
+        route: None where only a cache made by routing goes on.
+        units: of the new tokens that enter the language model, None without visual tokens.
+        tokens: those tokens among the l new ones of the call, a Selection of (b l).
+        given: the caller's attention mask.
+        store: what the cache holds, layer by layer.
+    """
+
+    def __init__(
+        self, route: Route | None, units: Units | None, tokens: Selection, given: Any, store: LayerStore
+    ) -> None:
+        self.route, self.units, self.tokens, self.given, self.store = route, units, tokens, given, store
+        self.alive: Tensor | None = None
+        self.left = () if units is None else units.sizes
+        self.padded = not bool(tokens.valid.all()) or _hides(given)
+        self.choices: dict[int, Selection] = {}
+        self.ran: dict[int, Selection] = {}
+        self.scores: dict[int, Tensor] = {}
+        self.row: Tensor | None = None
+        self.masks: dict[Any, Any] = {}
+
+    # -- who runs ---------------------------------------------------------------------------------------
+
+    def drops(self, layers: int) -> bool:
+        """Whether any layer leaves a token out."""
+        if self.route is None or self.units is None:
+            return False
+        return any(self._leaves_out(layer) for layer in range(layers))
+
+    def _leaves_out(self, layer: int) -> bool:
+        assert self.route is not None and self.units is not None
+        counts = self.route.counts(layer, self.units.sizes)
+        return any(count < left for count, left in zip(counts, self.left, strict=True))
+
+    def choose(self, layer: int, module: Any, arguments: Mapping[str, Any]) -> Selection | None:
+        """The tokens that run in this layer, None for all."""
+        if layer in self.choices:  # recomputed by checkpointing
+            return self.choices[layer]
+        chosen = None
+        if self.route is not None and self.units is not None:
+            if self._leaves_out(layer):
+                chosen = self._ask(layer, module, arguments)
+                if self.route.fate == "exit":
+                    self.alive = chosen.mask
+                    counts = self.route.counts(layer, self.units.sizes)
+                    self.left = tuple(map(min, counts, self.left))
+            elif self.alive is not None:
+                chosen = self.choices[max(self.choices)]
+        if chosen is not None:
+            self.choices[layer] = chosen
+        return chosen
+
+    def _ask(self, layer: int, module: Any, arguments: Mapping[str, Any]) -> Selection:
+        assert self.route is not None and self.units is not None
+        hidden = arguments["hidden_states"]
+        x = module.input_layernorm(hidden)
+        here = self.tokens.valid if self.alive is None else self.tokens.valid & self.alive
+        wanted = self.route.needs()
+        signals: dict[str, Any] = {}
+        if "rope" in wanted:
+            signals["rope"] = arguments["position_embeddings"]
+        if "last_attention" in wanted:
+            signals["last_attention"] = self.row
+        if "next_attention" in wanted:
+            signals["next_attention"] = self._own_row(layer, module, x, here, arguments)
+        with torch.no_grad():
+            chosen, _ = self.route.split(
+                x,
+                layer=layer,
+                units=self.units,
+                mask=self.tokens.valid if self.padded else None,
+                alive=self.alive,
+                **signals,
+            )
+        return chosen
+
+    def _own_row(
+        self, layer: int, module: Any, x: Tensor, here: Tensor, arguments: Mapping[str, Any]
+    ) -> Tensor:
+        """The last token's attention in this layer, from a call of its projections alone."""
+        found: list[Tensor] = []
+        last = _last(here)
+        lens_of(module.self_attn).arm(
+            lambda query, key, scale: found.append(attention_row(query, key, scale, last, here)), only=True
+        )
+        with torch.no_grad():
+            module.self_attn(
+                hidden_states=x, attention_mask=None, position_embeddings=arguments["position_embeddings"]
+            )
+        return found[0]
+
+    def _watch(self, layer: int, module: Any, chosen: Selection | None) -> None:
+        """Keep the last token's attention in this layer for the next."""
+        valid = self.tokens.valid if chosen is None else chosen.valid
+        past = self.store.valid(layer, self.given)
+
+        def look(query: Tensor, key: Tensor, scale: float) -> None:
+            row = attention_row(query, key, scale, _last(valid), torch.cat([past, valid], 1))
+            row = row[:, past.shape[1] :].detach()
+            self.row = (
+                row if chosen is None else chosen.lift(row, into=row.new_zeros(valid.shape[0], chosen.n))
+            )
+
+        lens_of(module.self_attn).arm(look)
+
+    # -- one layer --------------------------------------------------------------------------------------
+
+    def layer(self, layer: int, module: Any, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Run a decoder layer on the tokens chosen for it; the others pass it by."""
+        x = arguments["hidden_states"]
+        chosen = self.choose(layer, module, arguments)
+        tokens = self.tokens if chosen is None else compose(self.tokens, chosen)
+        self.ran[layer] = tokens
+        if self._watched(layer + 1):
+            self._watch(layer, module, chosen)
+        arguments = {**arguments, "attention_mask": self._mask(layer, tokens, arguments, module)}
+        if chosen is None:
+            return call(**arguments)
+        assert self.route is not None
+        arguments["hidden_states"] = chosen.reduce(x)
+        if isinstance(arguments.get("position_ids"), Tensor):
+            arguments["position_ids"] = _take(arguments["position_ids"], chosen)
+        arguments["position_embeddings"] = tuple(_take(t, chosen) for t in arguments["position_embeddings"])
+        out = call(**arguments)
+        if isinstance(out, tuple):
+            return (self.route.merge(out[0], chosen, x), *out[1:])
+        return self.route.merge(out, chosen, x)
+
+    def _watched(self, layer: int) -> bool:
+        route = self.route
+        if route is None or self.units is None or "last_attention" not in route.needs():
+            return False
+        return self._leaves_out(layer)
+
+    def _mask(self, layer: int, tokens: Selection, arguments: Mapping[str, Any], module: Any) -> Any:
+        implementation, dtype = module.self_attn.config._attn_implementation, arguments["hidden_states"].dtype
+        if lens := module.self_attn.__dict__.get("_tokenops_lens"):
+            implementation = lens.config._attn_implementation
+        source, seen = self.store.source[layer], self.store.seen
+        given = next(iter(self.given.values())) if isinstance(self.given, Mapping) else self.given
+        if isinstance(given, Tensor) and given.ndim == 4:
+            return for_backend(reduce_4d(given, tokens, source, seen), implementation, dtype)
+        counts, queries, past = tuple(tokens.counts.tolist()), tokens.k, source.shape[1]
+        filled = self.padded or self.store.filler[layer] or any(count < queries for count in counts)
+        if not filled and implementation == "sdpa" and (queries == 1 or past == 0):
+            return None
+        # kept tokens are right-aligned: without a past, validity depends on the counts alone
+        key: Any = (past, queries) if not filled else (counts, layer in self.choices, layer if past else -1)
+        if key not in self.masks:
+            valid = torch.cat([key_validity(given, source, seen), tokens.valid], 1)
+            self.masks[key] = for_backend(_causal(valid, queries, filled), implementation, dtype)
+        return self.masks[key]
+
+
+def compose(first: Selection, then: Selection) -> Selection:
+    """What ``then`` keeps of what ``first`` kept."""
+    index, valid = gather_rows(first.index, then.index), gather_rows(first.valid, then.index) & then.valid
+    return Selection(index, valid, first.n)
+
+
+def _take(t: Tensor, chosen: Selection) -> Tensor:
+    """Rows of (b l ...) or (1 l ...) that were chosen."""
+    return chosen.reduce(t.expand(chosen.index.shape[0], *t.shape[1:]))
+
+
+def _hides(mask: Any) -> bool:
+    return isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all())
+
+
+def _last(valid: Tensor) -> Tensor:
+    """(b) the last True of each row."""
+    return (valid * torch.arange(1, valid.shape[1] + 1, device=valid.device)).argmax(1)
+
+
+def _causal(valid: Tensor, queries: int, filled: bool) -> Tensor:
+    """(b 1 q k) True where a key may be seen; the queries are the last keys; ``valid`` (b k)."""
+    keys = valid.shape[1]
+    seen = torch.ones(queries, keys, dtype=torch.bool, device=valid.device).tril(keys - queries)
+    if not filled:
+        return seen[None, None]
+    own = torch.eye(queries, dtype=torch.bool, device=valid.device)
+    own = torch.nn.functional.pad(own, (keys - queries, 0))
+    # a filler query sees itself too, so that no softmax runs over nothing
+    return (seen & valid[:, None, None]) | (own & ~valid[:, None, -queries:, None])

@@ -1,0 +1,100 @@
+"""One row of a decoder layer's attention, read from the queries and keys the layer itself computes.
+
+As in :mod:`tokenops.integrations.probe`, the attention module gets a copied config that names a registered
+function, which looks at queries and keys and delegates. Whoever wants to look arms the :class:`Lens` for one
+call of the module.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROWS = "tokenops_rows"
+_LENS = "_tokenops_lens"
+Look = Callable[[Tensor, Tensor, float], None]
+
+
+class Lens:
+    """Shows queries (b h q e) and keys (b g k e) of the next call of an attention module, per thread."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.local = threading.local()
+
+    def arm(self, look: Look, *, only: bool = False) -> None:
+        """Call ``look(query, key, scale)`` in the next call; with ``only``, spare it the attention itself."""
+        self.local.look, self.local.only = look, only
+
+    def take(self) -> tuple[Look | None, bool]:
+        """What was armed, which ends with this."""
+        armed = getattr(self.local, "look", None), getattr(self.local, "only", False)
+        self.local.look = None
+        return armed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, local=threading.local())
+
+
+def _rows(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    lens = module.__dict__[_LENS]
+    look, only = lens.take()
+    if look is not None:
+        look(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+    if only:
+        return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], query.shape[3]), None
+    name = lens.config._attn_implementation
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function: Any = eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
+    return function(module, query, key, value, attention_mask, **kwargs)
+
+
+def put_lens(module: Any) -> Lens:
+    """Make an attention module show its queries and keys when asked to."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+    from transformers.modeling_utils import AttentionInterface
+
+    AttentionInterface.register(ROWS, _rows)
+    AttentionMaskInterface.register(ROWS, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    lens = Lens(module.config)
+    showing = copy.copy(module.config)
+    showing._attn_implementation_internal = ROWS
+    module.config = showing
+    module.__dict__[_LENS] = lens
+    return lens
+
+
+def lens_of(module: Any) -> Lens:
+    """The lens of a module that has one."""
+    return module.__dict__[_LENS]
+
+
+def remove_lenses(model: Any) -> None:
+    """Give every module with a lens its config back."""
+    for module in model.modules():
+        if (lens := module.__dict__.pop(_LENS, None)) is not None:
+            module.config = lens.config
+
+
+def attention_row(query: Tensor, key: Tensor, scale: float, row: Tensor, seen: Tensor) -> Tensor:
+    """Attention of one query of each sample, heads averaged, float32.
+
+    Shapes: query (b h q e), key (b g k e), row (b) the number of the query, seen (b k) -> (b k).
+    """
+    b, h, _, e = query.shape
+    q = query.take_along_dim(row[:, None, None, None], dim=2).float() * scale
+    q = q.view(b, key.shape[1], h // key.shape[1], e)
+    with torch.autocast(query.device.type, enabled=False):
+        logits = q @ key.float().transpose(-1, -2)
+    return logits.masked_fill(~seen[:, None, None], -float("inf")).softmax(-1).mean((1, 2))

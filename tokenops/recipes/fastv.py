@@ -1,0 +1,34 @@
+"""FastV: from an early layer on, only the visual tokens that the last token looked at stay."""
+
+from __future__ import annotations
+
+from tokenops.budget import Keep
+from tokenops.pipeline import Pipeline
+from tokenops.registry import register
+from tokenops.routers import Route, from_layer
+from tokenops.selectors.scorers import last_attention
+
+
+def _sample() -> Pipeline:
+    return fastv(0.5)
+
+
+@register("recipe", paper="arXiv:2403.06764", sample=_sample)
+def fastv(keep: Keep = 0.5, *, layer: int = 2) -> Pipeline:
+    """Layers before ``layer`` see all tokens, it and all later ones the best ``keep`` of each image.
+
+    Args:
+        keep: ratio or count of each image's tokens.
+        layer: the first layer without the others, at least 1; they are ranked by the attention of the last
+            token in the layer before.
+
+    Raises:
+        TokenOpsError: bad keep or layer.
+
+    >>> fastv(0.5).stages["layers"]
+    Route(last_attention, keep=Steps(starts=(2,), keeps=(0.5,), depth=None), fate='exit')
+
+    Reference: FastV (arXiv:2403.06764) §4. Deviations: the budget is per image (the paper: of all visual
+    tokens together); ranked on all heads' mean, as the released code does.
+    """
+    return Pipeline(layers=Route(last_attention, from_layer(layer, keep), fate="exit"))
