@@ -35,7 +35,7 @@ from tokenops.pocket.build import (
 )
 from tokenops.pocket.evaluate import evaluate
 from tokenops.pocket.painting import COLOUR_NAMES, GREY
-from tokenops.pocket.scenes import DIGIT_WORDS, QUADRANTS, Scene, make_scene, scenes
+from tokenops.pocket.scenes import DIGIT_WORDS, QUADRANTS, Scene, practice_scene, scenes
 
 TOKENS = 144
 PREFIX = 1 + TOKENS
@@ -89,9 +89,7 @@ def build_cache(tower: nn.Module, number: int, seed: int) -> Cache:
     """Draws ``number`` training scenes and runs the tower over them."""
     features, words, blocks, answers = [], [], [], []
     for start in range(0, number, 64):
-        batch = [
-            make_scene("train", (seed, 1_000_000 + index)) for index in range(start, min(start + 64, number))
-        ]
+        batch = [practice_scene(seed, 1_000_000 + index) for index in range(start, min(start + 64, number))]
         pixels = torch.from_numpy(np.stack([scene.pixels for scene in batch])).permute(0, 3, 1, 2)
         pixels = (pixels.float() / 255.0 - IMAGE_MEAN) / IMAGE_STD
         features.append(tower(pixels).last_hidden_state[:, 1:].half())

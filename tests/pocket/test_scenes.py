@@ -8,7 +8,7 @@ import pytest
 from tokenops.errors import TokenOpsError
 from tokenops.pocket.glyphs import GlyphStyle, draw_glyph, glyph_bank, random_style, split_indices
 from tokenops.pocket.painting import COLOURS, GRID, PATCH
-from tokenops.pocket.scenes import DIGIT_WORDS, QUADRANTS, make_scene, scenes
+from tokenops.pocket.scenes import DIGIT_WORDS, QUADRANTS, make_scene, practice_scene, scenes
 
 
 def test_same_seed_same_scenes():
@@ -100,8 +100,16 @@ def test_decoys_are_grey_and_of_other_classes():
     assert max(counts) <= 24
 
 
+def test_practice_scenes_are_full_and_anything_else_in_turn():
+    decoys = [len(practice_scene(2, index).decoys) for index in range(8)]
+    assert decoys[1::2] == [0, 1, 2, 3]
+    assert min(decoys[::2]) > 12
+
+
 def test_bad_input_is_named():
     with pytest.raises(TokenOpsError, match="split"):
         scenes(1, "test", 0)  # type: ignore[arg-type]
     with pytest.raises(TokenOpsError, match="n >= 0"):
         scenes(-1, "train", 0)
+    with pytest.raises(TokenOpsError, match="0 to 24 decoys"):
+        make_scene("train", (0,), decoys=-1)

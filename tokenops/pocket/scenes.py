@@ -12,6 +12,7 @@ selector has to know the difference. Every question is answered by one word.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
@@ -130,7 +131,7 @@ class _Plan:
     decoys: tuple[tuple[int, Place], ...]
 
 
-def _plan(rng: np.random.Generator) -> _Plan:
+def _plan(decoys: int, rng: np.random.Generator) -> _Plan:
     number = int(rng.integers(2, 5))
     labels, colours = rng.permutation(10), rng.permutation(len(COLOUR_NAMES))[:number]
     half = IMAGE_SIZE // 2
@@ -139,27 +140,26 @@ def _plan(rng: np.random.Generator) -> _Plan:
     centres = [
         (int(x + half * (q % 2)), int(y + half * (q // 2))) for (x, y), q in zip(inside, places, strict=True)
     ]
-    decoys = [
-        (int(label), place)
-        for label, place in zip(rng.choice(labels[number:], DECOYS), _gaps(centres, rng), strict=False)
-    ]
+    classes = rng.choice(labels[number:], DECOYS)
+    places_left = _gaps(centres, decoys, rng)
     return _Plan(
         tuple(map(int, labels[:number])),
         tuple(COLOUR_NAMES[c] for c in colours),
         tuple(centres),
-        tuple(decoys),
+        tuple((int(label), place) for label, place in zip(classes, places_left, strict=False)),
     )
 
 
-def _gaps(taken: list[Place], rng: np.random.Generator) -> list[Place]:
-    """Up to DECOYS places at least AWAY pixels from everything taken and APART from each other."""
-    tried = rng.integers(_EDGE, IMAGE_SIZE - _EDGE + 1, (400, 2))
-    tried = tried[(np.linalg.norm(tried[:, None] - np.array(taken), axis=-1) >= AWAY).all(1)]
-    places = np.empty((0, 2), int)
-    for place in tried:
-        if (np.linalg.norm(places - place, axis=-1) >= APART).all():
-            places = np.vstack([places, place])
-    return [(int(x), int(y)) for x, y in places[:DECOYS]]
+def _gaps(taken: list[Place], number: int, rng: np.random.Generator) -> list[Place]:
+    """Up to ``number`` places at least AWAY pixels from everything taken and APART from each other."""
+    places: list[Place] = []
+    for x, y in rng.integers(_EDGE, IMAGE_SIZE - _EDGE + 1, (400, 2)).tolist():
+        if len(places) == number:
+            break
+        free = all(math.hypot(x - a, y - b) >= AWAY for a, b in taken)
+        if free and all(math.hypot(x - a, y - b) >= APART for a, b in places):
+            places.append((x, y))
+    return places
 
 
 def _paint(plan: _Plan, split: Split, rng: np.random.Generator) -> Scene:
@@ -180,17 +180,30 @@ def _paint(plan: _Plan, split: Split, rng: np.random.Generator) -> Scene:
     return Scene(image, all_digits[: len(digits)], all_digits[len(digits) :], belongs, core)
 
 
-def make_scene(split: Split, seed: tuple[int, ...]) -> Scene:
+def make_scene(split: Split, seed: tuple[int, ...], decoys: int = DECOYS) -> Scene:
     """The scene of a seed: augmented digits for training, the held-out ones as they are.
 
     >>> a, b = make_scene("train", (1, 2)), make_scene("train", (1, 2))
     >>> a.digits == b.digits and bool((a.pixels == b.pixels).all())
     True
     """
-    if split not in SPLITS:
-        raise TokenOpsError("tokenops.pocket.make_scene", f"a split among {SPLITS}", repr(split))
+    if split not in SPLITS or not 0 <= decoys <= DECOYS:
+        expected = f"a split among {SPLITS} and 0 to {DECOYS} decoys"
+        raise TokenOpsError("tokenops.pocket.make_scene", expected, f"{split!r}, {decoys}")
     rng = np.random.default_rng((SPLITS.index(split), *seed))
-    return _paint(_plan(rng), split, rng)
+    return _paint(_plan(decoys, rng), split, rng)
+
+
+def practice_scene(seed: int, index: int) -> Scene:
+    """A scene to train the model on: every other one with all decoys, the others with 0 to 24 in turn.
+
+    With all decoys in every picture "where" is not learned from scratch.
+
+    >>> [len(practice_scene(0, index).decoys) for index in (1, 3, 5)]
+    [0, 1, 2]
+    """
+    some = index // 2 % (DECOYS + 1)
+    return make_scene("train", (seed, index), some if index % 2 else DECOYS)
 
 
 def stream(split: Split, seed: int) -> Iterator[Scene]:

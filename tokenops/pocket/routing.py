@@ -1,0 +1,39 @@
+"""ALVTS on the pocket VLM: the calibrated low-rank factors that ship with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenops.budget import Keep
+from tokenops.pipeline import Pipeline
+from tokenops.recipes import alvts as recipe
+from tokenops.routers.schedules import Schedule
+
+
+def factors_dir() -> Path:
+    """The folder with the pipeline of calibrated factors and the layers' score mass."""
+    return Path(__file__).parent / "factors"
+
+
+def alvts(keep: Keep | Schedule = 1 / 9) -> Pipeline:
+    """ALVTS with factors calibrated on training scenes; ``keep`` as in :func:`tokenops.recipes.alvts`.
+
+    >>> alvts(16).stages["layers"].keep
+    16
+    """
+    from tokenops.integrations.checkpoints import load
+
+    stage: Any = load(factors_dir()).stages["layers"]
+    return recipe(stage.scorer, keep)
+
+
+def score_mass() -> list[list[float]]:
+    """Share of each layer's attention score in its visual tokens, best first, for
+    :func:`tokenops.routers.allocate`.
+
+    >>> len(score_mass())
+    4
+    """
+    return json.loads((factors_dir() / "mass.json").read_text())
