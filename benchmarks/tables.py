@@ -1,4 +1,4 @@
-"""Write the tables of README from the committed result files.
+"""Write the tables of README and ``docs`` from the committed result files.
 
     python benchmarks/tables.py          # rewrite
     python benchmarks/tables.py --check  # fail if a table is out of date
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md",)
+PAGES = ("README.md", "docs/relaxations.md")
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -92,7 +92,139 @@ def decode() -> str:
     return markdown(["batch", "keep", "tokens/s against unattached"], body)
 
 
-TABLES: dict[str, Callable[[], str]] = {f.__name__: f for f in (selection, gains, ablation, decode)}
+def spread(values: list[float], digits: int = 1) -> str:
+    """The median, and the quartiles in brackets."""
+    low, middle, high = (f"{value:.{digits}f}" for value in values)
+    return f"{middle}× [{low}, {high}]"
+
+
+def relaxation_bars() -> str:
+    """What was asked for and what was measured."""
+    body = [
+        [
+            bar["what"],
+            f"{bar['wanted']:g}×",
+            f"{bar['least']:.3g}×",
+            f"{bar['median']:.3g}×",
+            str(bar["cells"]),
+        ]
+        for bar in read("relaxations")["bars"]
+    ]
+    header = ["better than, on normal scores unless said", "asked for", "least", "median", "cells"]
+    s = read("relaxations")["settings"]
+    where = f"{s['machine']} ({s['processor']}), {s['threads']} thread, torch {s['torch']}"
+    return where + f", entmax {s['entmax']}; {s['repeats']} repetitions\n\n" + markdown(header, body)
+
+
+def relaxation_speed() -> str:
+    """The sigmoid member against 64 bisections, eager and compiled, on normal scores."""
+    cells: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in read("relaxations")["against_bisection"]:
+        if row["data"] == "normal":
+            cells.setdefault((row["dtype"], row["n"], row["share"]), {})[row["direction"]] = row
+    body = []
+    for (dtype, n, share), pair in cells.items():
+        line = [f"{dtype}, n = {n}, k = {100 * share:g} %"]
+        for row in pair.values():
+            line += [f"{row['ms']['reference'][1]:.2f}", spread(row["ratio"]["eager"])]
+            line += [f"{row['ratio']['compiled'][1]:.1f}×" if "compiled" in row["ratio"] else "–"]
+        body.append(line)
+    header = [
+        "",
+        *(f"{what}{mode}" for what in ("forward: ", "both: ") for mode in ("ms", "eager", "compiled")),
+    ]
+    return markdown(header, body)
+
+
+def relaxation_awkward() -> str:
+    """Least and largest ratio on scores that are hard for a solver."""
+    ratios: dict[str, dict[str, list[float]]] = {}
+    for row in read("relaxations")["against_bisection"]:
+        ratios.setdefault(row["data"], {}).setdefault(row["direction"], []).append(row["ratio"]["eager"][1])
+    body = [
+        [data, *(f"{min(r):.1f}× – {max(r):.1f}×" for r in by_direction.values())]
+        for data, by_direction in ratios.items()
+    ]
+    return markdown(["scores", "forward", "forward + backward"], body)
+
+
+def relaxation_sums() -> str:
+    """Distance of the sums from k for normal and offset scores."""
+    body = [
+        [f"{row['data']}, {row['dtype']}, n = {row['n']}", str(row["k"])]
+        + [f"{row[who]['mean']:.1g}" for who in ("reference", "ours", "rounded")]
+        for row in read("relaxations")["sum_errors"]
+        if row["share"] == 0.3
+        if row["data"] == "normal" or (row["data"], row["dtype"]) == ("offset 8192", "fp32")
+    ]
+    return markdown(["scores", "k", "reference", "ours", "ours, rounded"], body)
+
+
+def relaxation_members() -> str:
+    """Milliseconds and memory of every member."""
+    rows = read("relaxations")["members"]
+    sizes = sorted({row["n"] for row in rows})
+    by_member: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda row: row["n"]):
+        times = " / ".join(f"{row['ms'][direction][1]:.2f}" for direction in ("forward", "both"))
+        by_member.setdefault(row["member"], []).append(times)
+    for row in rows:
+        if row["n"] == sizes[-1]:
+            by_member[row["member"]].append(f"{row['floats_per_score']:.1f}")
+    header = [
+        "ms forward / forward + backward",
+        *(f"n = {n}" for n in sizes),
+        f"floats per score, n = {sizes[-1]}",
+    ]
+    return markdown(header, [[name, *cells] for name, cells in by_member.items()])
+
+
+def relaxation_entmax() -> str:
+    """Ours against the functions of entmax."""
+    cells: dict[str, list[str]] = {}
+    for row in read("relaxations")["against_entmax"]:
+        cells.setdefault(f"`{row['theirs']}`, n = {row['n']}", []).append(spread(row["ratio"]))
+    body = [[what, *ratios] for what, ratios in cells.items()]
+    return markdown(["times faster than entmax's", "forward", "forward + backward"], body)
+
+
+def relaxation_perturbed() -> str:
+    """Time and memory of perturbed Top-K."""
+    body = []
+    for row in read("relaxations")["perturbed"]:
+        theirs = f"{row['ms']['one-hot'][1]:.0f} ms" if "one-hot" in row["ms"] else "not run"
+        memory = f"{row['MB']['one-hot']:.0f} MB" if "one-hot" in row["MB"] else "–"
+        vectors = f"{row['one_hot_vectors_MB']:.0f} MB"
+        ours = [f"{row['ms']['ours'][1]:.1f} ms", f"{row['MB']['ours']:.1f} MB"]
+        body.append([f"n = {row['n']}, k = {row['k']}", *ours, theirs, memory, vectors])
+    header = ["100 samples, forward + backward", "ours", "peak", "one-hot", "peak", "its vectors alone"]
+    return markdown(header, body)
+
+
+def relaxation_elsewhere() -> str:
+    """What difficult inputs give, there and here."""
+    rows = read("relaxations")["elsewhere"]
+    body = [[f"{row['what']}: {row['input']}", row["theirs"], row["ours"]] for row in rows]
+    return markdown(["input", "there", "here"], body)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    f.__name__: f
+    for f in (
+        selection,
+        gains,
+        ablation,
+        decode,
+        relaxation_bars,
+        relaxation_speed,
+        relaxation_awkward,
+        relaxation_sums,
+        relaxation_members,
+        relaxation_entmax,
+        relaxation_perturbed,
+        relaxation_elsewhere,
+    )
+}
 
 
 def render(text: str) -> str:

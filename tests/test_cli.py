@@ -190,7 +190,7 @@ def test_demo_as_json_from_another_folder(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == DONE, done.stderr
     table = json.loads(done.stdout)
-    assert (table["seed"], len(table["rows"])) == (4, 16)
+    assert (table["seed"], len(table["rows"])) == (4, 24)
     folder = tmp_path / "tokenops-demo"
     assert {f.name for f in folder.iterdir()} == {"tokenops-demo.json", "tokenops-demo.png"}
     assert (folder / "tokenops-demo.json").read_text() == done.stdout

@@ -23,23 +23,30 @@ from tokenops.demo.answering import answer_all, encode
 from tokenops.demo.files import check_folder, write_all
 from tokenops.demo.measuring import measure, same_length, time_prefill
 from tokenops.demo.methods import BUDGETS, Subject, aloud, held_out, shipped
-from tokenops.demo.run import PICTURE, TABLE, Result, Settings, run
+from tokenops.demo.run import LAYERS, PICTURE, TABLE, Result, Settings, run
 from tokenops.demo.telling import Silent
 from tokenops.errors import TokenOpsError
+from tokenops.integrations import low_rank_factors
 from tokenops.pocket.build import build_model, build_processor
 from tokenops.selectors.scorers import LearnedScorer
 
 pytestmark = pytest.mark.hf
 
 COUNTS = {1.0: 144, 0.3: 43, 0.2: 28, 0.1: 14}
-METHODS = ["visionselector", "random", "uniform", "cls_attention"]
+METHODS = ["visionselector", "alvts", "hybrid", "random", "uniform", "cls_attention"]
 
 
 @pytest.fixture(scope="module")
 def untrained() -> Subject:
     scorer = LearnedScorer(128).eval()
     model = build_model().eval()
-    return Subject(model, build_processor(), lambda keep: recipes.visionselector(scorer, keep))
+    factors = low_rank_factors(model, 4)
+    return Subject(
+        model,
+        build_processor(),
+        lambda keep: recipes.visionselector(scorer, keep),
+        lambda keep: recipes.alvts(factors, keep),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +93,7 @@ def test_bytes_are_those_of_the_stored_tokens(shown: Result, untrained: Subject)
 
 def test_files_hold_the_table_and_the_picture(shown: Result) -> None:
     folder = shown.table.parent
-    assert sorted(file.name for file in folder.iterdir()) == [TABLE, PICTURE]
+    assert sorted(file.name for file in folder.iterdir()) == sorted([LAYERS, TABLE, PICTURE])
     table = json.loads(shown.table.read_text())
     assert shown.table.read_text() == shown.json
     assert (table["format"], table["format_version"], table["seed"]) == ("tokenops-demo", 1, 0)
@@ -95,7 +102,7 @@ def test_files_hold_the_table_and_the_picture(shown: Result) -> None:
     assert table["prefill"]["unattached_ms"] > 0
     fields = {"method", "title", "keep", "tokens", "n", "accuracy", "by_kind", "questions"}
     fields |= {"prefill_ms", "prefill_ratio", "kv_bytes"}
-    assert len(table["rows"]) == 16
+    assert len(table["rows"]) == 24
     for row in table["rows"]:
         assert set(row) == fields
         assert 0 <= row["accuracy"] <= 1
@@ -107,10 +114,21 @@ def test_files_hold_the_table_and_the_picture(shown: Result) -> None:
         assert all(a["right"] == (a["text"] == answered["truth"]) for a in answered["answers"])
 
 
-def test_the_picture_is_one(shown: Result) -> None:
-    with Image.open(shown.picture) as picture:
-        assert min(picture.size) > 1000
-        assert len(picture.convert("RGB").resize((200, 200)).getcolors(40_000)) > 1000
+def test_the_pictures_are_some(shown: Result) -> None:
+    for file in (shown.picture, shown.layers):
+        with Image.open(file) as picture:
+            assert min(picture.size) > 1000
+            assert len(picture.convert("RGB").resize((200, 200)).getcolors(40_000)) > 1000
+
+
+def test_layers_look_at_different_places() -> None:
+    subject, asked = shipped(), aloud(0)[0]
+    (routed,) = (m for m in subject.methods() if m.name == "alvts")
+    full, _, _, least = answer_all(subject, routed, asked).answers
+    assert all(bool(mask.all()) for mask in full.layers)
+    assert [int(mask.sum()) for mask in least.layers] == [14] * 4
+    assert int(least.kept.sum()) > 20
+    assert least.tokens == 14
 
 
 @pytest.mark.parametrize(
@@ -171,7 +189,7 @@ def test_all_tokens_are_the_same_model_for_every_method(untrained: Subject) -> N
     plain, prefill = time_prefill(untrained, asked, 1)
     rows = measure(untrained, held_out(5, seed=3), plain, prefill)
     assert len({row.accuracy for row in rows if row.keep == 1.0}) == 1
-    assert len(rows) == 16
+    assert len(rows) == 24
 
 
 def test_timed_questions_need_no_padding(untrained: Subject) -> None:

@@ -45,7 +45,7 @@ def test_teacher_and_hidden_states_are_the_models(family: str) -> None:
     assert torch.equal(stream.visual, visual)
     for number, layer in enumerate(m.model.language_model.layers):
         torch.testing.assert_close(stream.hidden[real], out.hidden_states[number][real], atol=1e-4, rtol=1e-4)
-        _, scores = teacher(layer, stream)
+        _, scores = teacher(layer, stream, causal=True)
         attention = out.attentions[number].mean(1)
         for row in range(2):
             v, t = visual[row] & real[row], ~visual[row] & real[row]

@@ -51,7 +51,7 @@ def _root(
 @app.command(epilog=f"Example: tokenops demo --out pictures --questions 1000. {_EXIT_CODES}")
 def demo(
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for the picture and the table; made if needed.")
+        Path, typer.Option(metavar="DIR", help="Folder for the pictures and the table; made if needed.")
     ] = Path("tokenops-demo"),
     questions: Annotated[
         int, typer.Option(metavar="N", help="Measure accuracy on at least this many held-out questions.")
@@ -91,7 +91,7 @@ def demo(
     if as_json:
         typer.echo(result.json, nl=False)
     console.print(Padding(NOTE, (0, 1)))
-    console.print(f"\n picture  {result.picture}\n table    {result.table}", soft_wrap=True)
+    console.print(f"\n picture  {result.picture}\n layers   {result.layers}\n table    {result.table}", soft_wrap=True)
     console.print(f" {time.perf_counter() - start:.0f} seconds")
 
 

@@ -15,6 +15,7 @@ from tokenops.demo.methods import BUDGETS, Asked, Subject
 from tokenops.errors import TokenOpsError
 from tokenops.integrations import attach
 from tokenops.pipeline import Pipeline
+from tokenops.pocket.painting import GRID
 
 if TYPE_CHECKING:
     from tokenops.pocket import Scene
@@ -30,7 +31,7 @@ class Row:
 
     Attributes:
         method: name of the recipe; ``title`` is its name for people.
-        keep: the budget; ``tokens`` of ``n`` visual tokens stayed in each image.
+        keep: the budget; ``tokens`` of ``n`` visual tokens of an image ran, the mean over the layers.
         accuracy: mean over the kinds of questions; ``by_kind`` has the parts, ``questions`` their number.
         prefill_ms: median time of a batch, from pixels to the first answer word.
         prefill_ratio: median over rounds of that time divided by the time with nothing attached.
@@ -90,11 +91,11 @@ def _prefill_once(subject: Subject, inputs: Any) -> tuple[float, Any]:
 def _attached_once(subject: Subject, inputs: Any, pipeline: Pipeline) -> Prefill:
     with attach(subject.model, pipeline) as handle:
         seconds, cache = _prefill_once(subject, inputs)
-        counts = {(trace.k, trace.n) for trace in handle.trace}
-    if len(counts) != 1:
-        raise TokenOpsError("tokenops demo", f"the same count in every image of {pipeline}", sorted(counts))
-    ((tokens, n),) = counts
-    return Prefill((seconds,), stored_bytes(cache) // len(inputs["input_ids"]), tokens, n)
+        counts = {(trace.layer, trace.k) for trace in handle.trace}
+        tokens = round(sum(handle.tokens_per_layer) / len(handle.tokens_per_layer))
+    if len(counts) != len({layer for layer, _ in counts}):
+        raise TokenOpsError("tokenops demo", f"the same count in every image of {pipeline}", counts)
+    return Prefill((seconds,), stored_bytes(cache) // len(inputs["input_ids"]), tokens, GRID**2)
 
 
 def time_prefill(

@@ -1,4 +1,4 @@
-"""What is compared: four ways to choose tokens, at four budgets, on the model that ships with the package."""
+"""What is compared: six ways to choose tokens, at four budgets, on the model that ships with the package."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 BUDGETS: tuple[float, ...] = (1.0, 0.3, 0.2, 0.1)
 FIRST = "visionselector"
 """The method that answers aloud."""
+ROUTED = "alvts"
+"""The method whose layers are drawn one by one."""
 
 
 @dataclass(frozen=True)
@@ -26,21 +28,29 @@ class Method:
 
     name: str
     title: str
-    pipeline: Callable[[Keep], Pipeline]
+    pipeline: Callable[[float], Pipeline]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The model under test, its processor and a trained VisionSelector for it, ``selector(keep)``."""
+    """The model under test, its processor, a trained VisionSelector and a calibrated ALVTS for it."""
 
     model: LlavaForConditionalGeneration
     processor: LlavaProcessor
     selector: Callable[[Keep], Pipeline]
+    router: Callable[[Keep], Pipeline]
+
+    def hybrid(self, keep: float) -> Pipeline:
+        """Twice the budget reaches the language model; of that, each layer runs what makes up the budget."""
+        before = min(1.0, 2 * keep)
+        return self.selector(before) | self.router(keep / before)
 
     def methods(self) -> tuple[Method, ...]:
-        """VisionSelector and the baselines it has to beat."""
+        """VisionSelector, ALVTS, both in one, and the baselines they have to beat."""
         return (
             Method(FIRST, "VisionSelector", self.selector),
+            Method(ROUTED, "ALVTS", self.router),
+            Method("hybrid", "both", self.hybrid),
             Method("random", "random", recipes.random),
             Method("uniform", "uniform grid", recipes.uniform),
             Method("cls_attention", "CLS attention", recipes.cls_attention),
@@ -56,12 +66,13 @@ class Asked:
 
 
 def shipped() -> Subject:
-    """The trained pocket model and its trained scorer, from the package's own files."""
+    """The trained pocket model, its trained scorer and its calibrated factors, from the package."""
     from tokenops import pocket
+    from tokenops.pocket.routing import alvts
     from tokenops.pocket.selector import visionselector
 
     model, processor = pocket.load()
-    return Subject(model, processor, visionselector)
+    return Subject(model, processor, visionselector, alvts)
 
 
 def held_out(questions: int, seed: int) -> list[Scene]:

@@ -85,3 +85,20 @@ def as_picture(asked: Asked, methods: Sequence[Method], answers: Mapping[str, Se
         footer="Bright tokens reach the language model, dark ones are dropped before it. "
         "Under each picture: what the pocket model then answers.",
     )
+
+
+def layers_picture(asked: Asked, method: Method, answers: Sequence[Answer]) -> bytes:
+    """A PNG: layers down, budgets across; tokens that ran in a layer bright, those that skipped it dark."""
+    pixels = torch.tensor(asked.scene.pixels)
+    columns = [f"{keep:.0%}\n{a.tokens} of {a.n} tokens" for keep, a in zip(BUDGETS, answers, strict=True)]
+    depth = len(answers[0].layers)
+    panels = [[Panel(pixels, a.layers[layer]) for a in answers] for layer in range(depth)]
+    return draw_panels(
+        panels,
+        rows=[f"layer {layer}" for layer in range(depth)],
+        columns=columns,
+        title=f"{method.title}: {QUOTED.format(asked.question.text.replace(' ?', '?'))}",
+        subtitle=f"true answer: {asked.question.answer}; " + ", ".join(a.text or "(none)" for a in answers),
+        footer="Before every layer ALVTS chooses the tokens that run in it; the others skip the layer "
+        "and may be chosen again by the next.",
+    )

@@ -1,4 +1,4 @@
-"""The demo from beginning to end: answer aloud, measure, write the picture and the table."""
+"""The demo from beginning to end: answer aloud, measure, write the pictures and the table."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from statistics import median
 from tokenops.demo.answering import Answer, Answered, answer_all
 from tokenops.demo.files import check_folder, write_all
 from tokenops.demo.measuring import ROUNDS, WARM_UP, Row, measure, same_length, time_prefill
-from tokenops.demo.methods import BUDGETS, Asked, Subject, aloud, held_out, shipped
-from tokenops.demo.record import as_json, as_picture
+from tokenops.demo.methods import BUDGETS, ROUTED, Asked, Subject, aloud, held_out, shipped
+from tokenops.demo.record import as_json, as_picture, layers_picture
 from tokenops.demo.telling import Silent, Teller
 from tokenops.errors import TokenOpsError
 
-PICTURE, TABLE = "tokenops-demo.png", "tokenops-demo.json"
+PICTURE, LAYERS, TABLE = "tokenops-demo.png", "tokenops-demo-layers.png", "tokenops-demo.json"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Settings:
     """What to run.
 
     Attributes:
-        out: folder for the picture and the table; made if needed.
+        out: folder for the pictures and the table; made if needed.
         questions: how many held-out questions, at least, each accuracy is measured on.
         seed: which scenes.
         rounds: how often prefill is timed; less often on a slow machine.
@@ -54,10 +54,11 @@ class Result:
     json: str
     picture: Path
     table: Path
+    layers: Path
 
 
 def run(settings: Settings, teller: Teller | None = None, subject: Subject | None = None) -> Result:
-    """Run the demo and write its two files; nothing is written before everything is known.
+    """Run the demo and write its files; nothing is written before everything is known.
 
     Args:
         settings: what to run.
@@ -76,10 +77,11 @@ def run(settings: Settings, teller: Teller | None = None, subject: Subject | Non
         rows = measure(subject, scenes, plain, prefill, step)
     teller.measured(rows)
     with teller.waiting("drawing", None):
-        picture = _draw(subject, answers[0])
+        picture, layers = _draw(subject, answers[0])
     text = as_json(rows, answers, seed=settings.seed, rounds=len(plain), full_ms=1e3 * median(plain))
-    result = Result(tuple(answers), tuple(rows), text, settings.out / PICTURE, settings.out / TABLE)
-    write_all({result.picture: picture, result.table: text.encode()})
+    out = settings.out
+    result = Result(tuple(answers), tuple(rows), text, out / PICTURE, out / TABLE, out / LAYERS)
+    write_all({result.picture: picture, result.layers: layers, result.table: text.encode()})
     return result
 
 
@@ -92,10 +94,12 @@ def _answer(subject: Subject, questions: Sequence[Asked], teller: Teller) -> lis
     return answers
 
 
-def _draw(subject: Subject, first: Answered) -> bytes:
-    """The picture of the first question; the method that answered aloud need not answer again."""
+def _draw(subject: Subject, first: Answered) -> tuple[bytes, bytes]:
+    """Both pictures of the first question; the method that answered aloud need not answer again."""
     spoken, *others = subject.methods()
     answers: dict[str, Sequence[Answer]] = {spoken.name: first.answers}
     for method in others:
         answers[method.name] = answer_all(subject, method, first.asked).answers
-    return as_picture(first.asked, (spoken, *others), answers)
+    (routed,) = (method for method in others if method.name == ROUTED)
+    layers = layers_picture(first.asked, routed, answers[ROUTED])
+    return as_picture(first.asked, (spoken, *others), answers), layers

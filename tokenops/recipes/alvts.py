@@ -35,7 +35,7 @@ def alvts(factors: Mapping[Any, Any] | nn.ModuleDict, keep: Keep | Schedule = 1 
     Route({0: LowRankAttention(8, 2, heads=2, kv_heads=2, head_dim=4)}, keep=64, fate='skip')
 
     Reference: ALVTS (arXiv:2606.14277) §3: one ratio for all layers, 1/9 of 576 tokens in its main table.
-    Deviations: a token that skips a layer leaves no keys and values there; the low-rank map is causal, as the
-    layer's is.
+    Deviations: a token that skips a layer leaves no keys and values there; scores come from a map without
+    causal mask, see :func:`tokenops.integrations.low_rank_factors`.
     """
     return Pipeline(layers=Route(factors, keep))

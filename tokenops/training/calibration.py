@@ -101,10 +101,10 @@ def calibrate(
     .. math:: \min_{F_Q, F_K} \frac1N \sum_i (S_i - S^*_i)^2 \quad\text{or}\quad
         \min_{F_Q, F_K} \mathrm{KL}\Big(\frac{S^*}{\sum S^*} \Big\| \frac{S}{\sum S}\Big)
 
-    S* are the scores of the layer's full attention (RoPE, causality and all heads included). The model runs
-    layer by layer over all samples, so that hidden states of one layer and one piece of one attention map are
-    in memory at a time. A tenth of the items, at least one, is held out: after each epoch the factors that agree
-    best on it are kept.
+    S* are the scores of the layer's full attention: RoPE and all heads included, causal if the factors are.
+    The model runs layer by layer over all samples, so that hidden states of one layer and one piece of one
+    attention map are in memory at a time. A tenth of the items, at least one, is held out: after each epoch
+    the factors that agree best on it are kept.
 
     Args:
         model: frozen; of a known family.
@@ -160,7 +160,7 @@ def calibrate(
 def _fit_layer(
     number: int, layer: Any, scorer: LowRankAttention, held: list[Stream], plan: _Plan
 ) -> LayerReport:
-    taught = [(*teacher(layer, stream), stream) for stream in held]
+    taught = [(*teacher(layer, stream, causal=scorer.causal), stream) for stream in held]
     cut = max(1, len(taught) // 10)
     check, train = taught[:cut], taught[cut:]
     scale = torch.stack([_mean_square(s, t.visual) for _, s, t in train]).mean().clamp(min=1e-30)

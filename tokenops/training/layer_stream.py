@@ -14,7 +14,7 @@ from tokenops.errors import TokenOpsError
 from tokenops.integrations import attach
 from tokenops.integrations.families import Family, find_parts
 from tokenops.integrations.masks import query_validity
-from tokenops.integrations.row_probe import lens_of, put_lens, remove_lenses
+from tokenops.integrations.row_probe import put_lens, remove_lenses
 from tokenops.recipes import uniform
 from tokenops.routers import attention_scores
 
@@ -80,20 +80,20 @@ def streams(
 
 
 @torch.no_grad()
-def teacher(layer: Any, stream: Stream) -> tuple[Tensor, Tensor]:
+def teacher(layer: Any, stream: Stream, *, causal: bool) -> tuple[Tensor, Tensor]:
     """The layer's normed input (b l d) and its own attention scores (b l) of the visual tokens."""
     x = layer.input_layernorm(stream.hidden)
     found: list[Tensor] = []
 
     def look(query: Tensor, key: Tensor, scale: float) -> None:
-        scores = attention_scores(query, key, visual=stream.visual, mask=stream.mask, scale=scale)
-        found.append(scores)
+        real = {"visual": stream.visual, "mask": stream.mask}
+        found.append(attention_scores(query, key, **real, causal=causal, scale=scale))
 
-    put_lens(layer.self_attn)
+    angles = stream.arguments["position_embeddings"]
+    lens = put_lens(layer.self_attn)
     try:
-        lens_of(layer.self_attn).arm(look, only=True)
-        angles = stream.arguments["position_embeddings"]
-        layer.self_attn(hidden_states=x, attention_mask=None, position_embeddings=angles)
+        with lens.armed(look, only=True):
+            layer.self_attn(hidden_states=x, attention_mask=None, position_embeddings=angles)
     finally:
         remove_lenses(layer)
     return x, found[0]

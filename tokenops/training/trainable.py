@@ -14,6 +14,7 @@ from tokenops.integrations.attaching import attach
 from tokenops.integrations.families import Family
 from tokenops.integrations.visual import Decision
 from tokenops.pipeline import Pipeline
+from tokenops.training.annealed import Annealed
 from tokenops.training.losses import soft_hard_bce, soft_hard_gap
 from tokenops.training.schedules import Schedule, linear
 
@@ -136,6 +137,9 @@ class Trainable(nn.Module):
         if labels is None:
             return {"logits": self.model(**inputs).logits}
         self._check_labels(labels, inputs.get("input_ids"))
+        for module in self.pipeline.modules():
+            if isinstance(module, Annealed):
+                module.progress = self.progress
         before = self.handle.decision
         logits = self.model(**{"use_cache": False, **inputs}).logits
         # the handle keeps the last decision there was: a batch of text only makes none

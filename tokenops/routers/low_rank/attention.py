@@ -39,6 +39,8 @@ class LowRankAttention(nn.Module):
         heads, kv_heads, head_dim: h, g (h by default) and e (d / h by default) of the layer.
         bias: the layer's queries (or, for ``"head"``, keys) have a bias.
         scale: factor on the logits, e^-1/2 by default.
+        causal: token j looks at tokens 0 … j only, as in the layer. Scores then favour the first tokens of an
+            image: more rows can look at them, and the first rows have little else to look at.
 
     Shapes: x (b l d) the layer's normed input, see :meth:`scores` -> (b l). Everything is float32 (float64
     for float64), also for half-precision x, and under autocast.
@@ -51,8 +53,8 @@ class LowRankAttention(nn.Module):
     >>> layer(torch.randn(1, 4, 8), visual=visual).shape
     torch.Size([1, 4])
 
-    Reference: ALVTS (arXiv:2606.14277) §3. Deviations: factors folded and split evenly again, the map causal
-    by default as the layer's is; a new instance without weights draws them as ``nn.Linear`` does.
+    Reference: ALVTS (arXiv:2606.14277) §3. Deviations: factors folded and split evenly again; a new instance
+    without weights draws them as ``nn.Linear`` does.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class LowRankAttention(nn.Module):
         bias: bool = False,
         softmax: str = "joint",
         scale: float | None = None,
+        causal: bool = True,
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
@@ -80,7 +83,7 @@ class LowRankAttention(nn.Module):
         head_dim = dim // heads if head_dim is None else head_dim
         _check_size("head_dim", head_dim)
         self.dim, self.rank, self.heads, self.kv_heads, self.head_dim = dim, rank, heads, kv_heads, head_dim
-        self.bias, self.softmax = bias, softmax
+        self.bias, self.softmax, self.causal = bias, softmax, causal
         self.scale = head_dim**-0.5 if scale is None else scale
         self.q_up: nn.Linear | None = None
         self.k_up: nn.Linear | None = None
@@ -105,6 +108,7 @@ class LowRankAttention(nn.Module):
         softmax: str = "joint",
         svd: str = "factors",
         scale: float | None = None,
+        causal: bool = True,
     ) -> LowRankAttention:
         """The best factors of a layer's query (h·e d) and key (g·e d) weights, float32 or wider.
 
@@ -126,7 +130,8 @@ class LowRankAttention(nn.Module):
         size = {"heads": heads, "kv_heads": kv_heads, "head_dim": w_q.shape[0] // heads}
         bias = bias_q is not None or (softmax == "head" and bias_k is not None)
         with torch.device("meta"):
-            made = cls(w_q.shape[1], rank, **size, bias=bias, softmax=softmax, scale=scale)
+            rest = {"bias": bias, "softmax": softmax, "scale": scale, "causal": causal}
+            made = cls(w_q.shape[1], rank, **size, **rest)
         wide = torch.promote_types(w_q.dtype, torch.float32)
         w_q, w_k = w_q.to(wide), w_k.to(wide)
         if softmax == "joint":
@@ -145,8 +150,8 @@ class LowRankAttention(nn.Module):
         return made
 
     def needs(self) -> dict[str, bool]:
-        """What a :class:`Route` has to supply: rotary positions for heads kept apart, not for the joint map."""
-        return {"visual": True, "mask": False} | ({"rope": True} if self.softmax == "head" else {})
+        """What a :class:`Route` supplies: rotary positions for heads kept apart, not for the joint map."""
+        return {"visual": True, "mask": False} | ({"rope": False} if self.softmax == "head" else {})
 
     def scores(
         self,
@@ -155,12 +160,14 @@ class LowRankAttention(nn.Module):
         visual: Bool[Tensor, "b l"],
         mask: Bool[Tensor, "b l"] | None = None,
         queries: Bool[Tensor, "b l"] | None = None,
-        causal: bool = True,
+        causal: bool | None = None,
         rope: Rope | None = None,
         chunk: int | None = None,
         log: bool = False,
     ) -> Float[Tensor, "b l"]:
         """Scores of the visual tokens, 0 elsewhere; the arguments are those of :func:`attention_scores`.
+
+        ``causal`` is the layer's own unless given.
 
         ``rope`` is (cos, sin), each (b l e) or (1 l e), as the layer gets them; M-RoPE arrives mixed.
         """
@@ -171,7 +178,7 @@ class LowRankAttention(nn.Module):
             visual=visual,
             mask=mask,
             queries=queries,
-            causal=causal,
+            causal=self.causal if causal is None else causal,
             scale=self.scale,
             chunk=chunk,
             log=log,

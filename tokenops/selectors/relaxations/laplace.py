@@ -31,7 +31,7 @@ LAPLACE = Curve(
 )
 
 
-@register("relaxation", paper="arXiv:2503.02661")
+@register("relaxation", paper="arXiv:2503.06242")
 def laplace_topk(
     scores: Float[Tensor, "..."],
     k: float | Tensor | None = None,
@@ -57,7 +57,7 @@ def laplace_topk(
     >>> laplace_topk(torch.tensor([2.0, 0.0, -2.0]), 1.5)
     tensor([0.9323, 0.5000, 0.0677])
 
-    Reference: LapSum (arXiv:2503.02661) §3, which sorts the scores; here the threshold is found without.
+    Reference: LapSum (arXiv:2503.06242) §3, which sorts the scores; here the threshold is found without.
     """
     return threshold_topk(
         "laplace_topk",

@@ -1,0 +1,101 @@
+"""Timing several contenders on the same fresh data in turn, and the memory that one call holds."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+Mask = Callable[[Tensor], Tensor]
+
+
+def clock(mask: Mask, sets: list[Tensor], backward: bool) -> float:
+    """Milliseconds of processor time per call over all ``sets`` but the first, which warms up.
+
+    What else runs on the machine counts only as far as it empties the caches.
+    """
+    leaves = [x.detach().requires_grad_(backward) for x in sets]
+    weights = {d: torch.randn(sets[0].shape).to(d) for d in (torch.float32, torch.bfloat16)}
+    start = 0.0
+    with torch.set_grad_enabled(backward):
+        for i, x in enumerate(leaves):
+            if i == 1:
+                start = time.process_time()
+            p = mask(x)
+            if backward:
+                torch.autograd.grad(p, x, weights[p.dtype])
+        return 1e3 * (time.process_time() - start) / (len(leaves) - 1)
+
+
+def interleave(
+    contenders: dict[str, Mask], make: Callable[[], Tensor], sets: int, repeats: int, backward: bool
+) -> dict[str, np.ndarray]:
+    """Milliseconds of each contender in each repetition, one more repetition to warm up."""
+    names, times = list(contenders), {name: [] for name in contenders}
+    gc.disable()
+    for i in range(repeats + 1):
+        data = [make() for _ in range(sets + 1)]
+        for j in range(len(names)):
+            name = names[(i + j) % len(names)]
+            times[name].append(clock(contenders[name], data, backward))
+    gc.enable()
+    return {name: np.array(values[1:]) for name, values in times.items()}
+
+
+def sets_for(n: int) -> int:
+    """Data sets per repetition: more of the short ones."""
+    return max(2, min(8, 16384 // n))
+
+
+def spread(values: np.ndarray) -> list[float]:
+    """First quartile, median, third quartile."""
+    return [float(f"{q:.4g}") for q in np.quantile(values, [0.25, 0.5, 0.75])]
+
+
+def peak_bytes(mask: Mask, x: Tensor) -> int:
+    """Most bytes that a forward and backward pass holds at once, beside the scores."""
+    x = x.detach().requires_grad_()
+    torch.autograd.grad(mask(x).sum(), x)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        p = mask(x)
+        torch.autograd.grad(p, x, torch.ones_like(p))
+    assert record.profiler is not None
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    return int(held.max(initial=0))
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
+        "processor": names[0].split(":")[1].strip() if names else platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def save(result: dict[str, Any], path: Path) -> None:
+    """As JSON, one line for every element of a list."""
+    parts = []
+    for key, value in result.items():
+        lines = [json.dumps(row, ensure_ascii=False) for row in value] if isinstance(value, list) else []
+        body = "[\n  " + ",\n  ".join(lines) + "\n ]" if lines else json.dumps(value, ensure_ascii=False)
+        parts.append(f' "{key}": {body}')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
