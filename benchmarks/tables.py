@@ -9,28 +9,16 @@ A table stands between ``<!-- table NAME -->`` and ``<!-- end -->``; NAME is a f
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+import tables_routing as routing
+from tables_kit import ROOT, markdown, read
+
 PAGES = ("README.md", "docs/relaxations.md")
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def read(name: str) -> dict[str, Any]:
-    """A result file."""
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-
-
-def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table, first column left, the others right."""
-    header = list(header)
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def selection() -> str:
@@ -215,6 +203,10 @@ TABLES: dict[str, Callable[[], str]] = {
         gains,
         ablation,
         decode,
+        routing.routing,
+        routing.routing_fates,
+        routing.routing_pairs,
+        routing.routing_cost,
         relaxation_bars,
         relaxation_speed,
         relaxation_awkward,

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import relaxation_reference as reference
+import tables
 import torch
 
-from benchmarks import relaxation_reference as reference
-from benchmarks import tables
 from tokenops.selectors import relaxations
 
 ROOT = Path(__file__).parent.parent

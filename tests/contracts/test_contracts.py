@@ -11,8 +11,11 @@ import pytest
 import tokenops.recipes
 from tokenops.pipeline import Pipeline
 from tokenops.registry import Entry, registered
+from tokenops.routers import from_layer, per_layer
+from tokenops.routers.route import Route
+from tokenops.selectors.scorers import feature_norm
 from tokenops.signals import SIGNALS, needs
-from tokenops.testing import mergers, relaxation_gradients, relaxations, scorers, selectors
+from tokenops.testing import mergers, relaxation_gradients, relaxations, routers, scorers, selectors
 from tokenops.testing.drawing import Law, hold, signal
 from tokenops.testing.kernels import reference_of
 
@@ -24,14 +27,26 @@ PACKAGES = (
     "tokenops.kernels.rows",
     "tokenops.kernels.topk",
     "tokenops.recipes",
+    "tokenops.routers",
 )
 INDEX_ONLY = {
     "Curve",
+    "LowRankAttention",
+    "Schedule",
+    "Steps",
+    "Units",
+    "allocate",
+    "attention_scores",
+    "constant",
     "create",
     "entmax15",
     "entmax_curve",
+    "from_layer",
     "list_recipes",
     "log_balance",
+    "mass_curve",
+    "per_layer",
+    "pyramid",
     "replay",
     "soft_topk_threshold",
     "sparsemax",
@@ -81,6 +96,18 @@ def test_selector(entry: Entry, law: Law) -> None:
 @pytest.mark.parametrize(("entry", "law"), _cases("merger", mergers.LAWS))
 def test_merger(entry: Entry, law: Law) -> None:
     hold(law, entry.make(), maker=signal)
+
+
+@pytest.mark.parametrize(("entry", "law"), _cases("router", routers.LAWS))
+def test_router(entry: Entry, law: Law) -> None:
+    hold(law, entry.make(), maker=signal)
+
+
+@pytest.mark.parametrize("fate", ["skip", "exit"])
+@pytest.mark.parametrize("keep", [0.3, from_layer(2, 4), per_layer([None, 0.2, 1.0, 3, 0.5, 1])], ids=str)
+def test_routes_of_every_schedule(keep: Any, fate: str) -> None:
+    for law in routers.LAWS:
+        hold(law, Route(feature_norm, keep, fate=fate), maker=signal)
 
 
 @pytest.mark.parametrize("entry", registered("kernel"), ids=lambda e: e.name)

@@ -16,8 +16,11 @@ from tokenops.routers import LowRankAttention
 from tokenops.selectors.scorers import last_attention, next_attention
 
 LAST: routed.Keeps = (None, 0.5, 0.3)
-SIGNALS = {"last": (LAST, last_attention, routed.by_last_attention)}
-SIGNALS["next"] = ((0.6, 0.5, 0.3), next_attention, routed.by_next_attention)
+EVERY: routed.Keeps = (0.6, 0.5, 0.3)
+SIGNALS: dict[str, tuple[routed.Keeps, Any, Any]] = {
+    "last": (LAST, last_attention, routed.by_last_attention),
+    "next": (EVERY, next_attention, routed.by_next_attention),
+}
 
 
 @pytest.mark.parametrize("signal", SIGNALS)
@@ -58,7 +61,12 @@ def test_the_numbers_are_those_of_the_models_own_maps(family: str, backend: str)
 
     mask = inputs["attention_mask"].bool()
     for scorer, layer in ((last, 0), (following, 1)):
-        with torch.no_grad(), tokenops.attach(ref.model(family, backend), routed.routed((None, 0.3, None), scorer=scorer)) as handle:
+        with (
+            torch.no_grad(),
+            tokenops.attach(
+                ref.model(family, backend), routed.routed((None, 0.3, None), scorer=scorer)
+            ) as handle,
+        ):
             handle.model(**inputs)
         want = maps[layer][:, :, -1].mean(1)
         ref.close(seen[scorer.__name__ if scorer is last else "next"][mask], want[mask], 1e-6)
@@ -78,12 +86,12 @@ def test_a_row_alone_chooses_the_same(family: str, fate: str) -> None:
 
 
 def low_rank(model: Any, softmax: str, rank: int) -> dict[int, LowRankAttention]:
-    made = {}
+    made: dict[int, LowRankAttention] = {}
+    sizes: dict[str, Any] = {"rank": rank, "heads": 4, "kv_heads": 2}
     for number, layer in enumerate(model.model.language_model.layers):
-        attention = layer.self_attn
-        bias = {} if attention.q_proj.bias is None else {"bias_q": attention.q_proj.bias, "bias_k": attention.k_proj.bias}
+        q, k = layer.self_attn.q_proj, layer.self_attn.k_proj
         made[number] = LowRankAttention.from_weights(
-            attention.q_proj.weight, attention.k_proj.weight, rank=rank, heads=4, kv_heads=2, softmax=softmax, **bias
+            q.weight, k.weight, bias_q=q.bias, bias_k=k.bias, softmax=softmax, **sizes
         )
     return made
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenops import TokenOpsError
-from tokenops.training import Schedule, constant, cosine, linear
+from tokenops.training import Schedule, constant, cosine, exponential, linear
 
 value = st.floats(-10, 10)
 progress = st.floats(0, 1)
@@ -48,6 +48,23 @@ def test_cosine(a: float, b: float, p: float, q: float) -> None:
     monotone_and_bounded(curve, a, b, p, q)
     assert curve(p) + curve(1 - p) == pytest.approx(a + b, abs=1e-9)
     assert abs(curve(1e-3) - a) < abs(linear(a, b)(1e-3) - a) + 1e-12
+
+
+@given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), progress, progress)
+def test_exponential(a: float, b: float, p: float, q: float) -> None:
+    curve = exponential(a, b)
+    assert curve(0.0) == a
+    assert curve(1.0) == b
+    assert curve(p) * curve(1 - p) == pytest.approx(a * b)
+    assert math.log(curve(p)) == pytest.approx(linear(math.log(a), math.log(b))(p), abs=1e-9)
+    early, late = curve(min(p, q)), curve(max(p, q))
+    assert (late - early) * (b - a) >= -1e-9
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (1.0, 0.0), (-1.0, -2.0), (math.nan, 1.0), (1.0, math.inf)])
+def test_exponential_needs_positive_ends(a: float, b: float) -> None:
+    with pytest.raises(TokenOpsError, match="exponential"):
+        exponential(a, b)
 
 
 def monotone_and_bounded(schedule: Schedule, a: float, b: float, p: float, q: float) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokenops.errors import TokenOpsError
 from tokenops.integrations.families import Family, Parts, find_parts
+from tokenops.integrations.layer_trace import layer_traces, mean_tokens
 from tokenops.integrations.probe import READS, find_tower, probe, unprobe
 from tokenops.integrations.route_checks import ROWS as _ROWS
 from tokenops.integrations.route_checks import check_route
@@ -49,9 +50,24 @@ class Handle:
 
     @property
     def trace(self) -> tuple[Trace, ...]:
-        """What was kept in the last call that had visual tokens, one entry per image or video."""
-        decision = self._state.decision
-        return () if decision is None else traces("after_projector", decision)
+        """What was kept in the last call that had visual tokens: one entry per place and image or video.
+
+        Stage ``"after_projector"`` first, then ``"layers"``, one entry for every routed layer and image.
+        """
+        state, decision = self._state, self._state.decision
+        before = () if decision is None else traces("after_projector", decision)
+        if state.routing is None:
+            return before
+        return before + layer_traces(state.routing, state.placed, decision, state.layers)
+
+    @property
+    def tokens_per_layer(self) -> tuple[float, ...]:
+        """Visual tokens that ran in each layer in the last call that had some, mean over images and videos.
+
+        At equal means methods cost the same, whether they prune, route or both.
+        """
+        state = self._state
+        return mean_tokens(state.routing, state.placed, state.decision, state.layers)
 
     @property
     def decision(self) -> Decision | None:

@@ -27,7 +27,7 @@ class KeptLayer(DynamicLayer):
         dropped: tokens seen and not stored, the same in every row.
         ragged: the caller's mask, right-aligned, does not tell which entries are real.
         routed: the layers of this cache store different tokens.
-        filler: some entries are filler.
+        floor: all layers store every token from this one on, so that all can be cropped to it.
     """
 
     def __init__(self, layer: DynamicLayer) -> None:
@@ -35,8 +35,9 @@ class KeptLayer(DynamicLayer):
         vars(self).update(vars(layer))
         self.source: Tensor | None = None
         self.dropped = 0
-        self.ragged = self.routed = self.filler = False
+        self.ragged = self.routed = False
         self.attached = False
+        self.floor = 0
 
     def get_seq_length(self) -> int:
         """Tokens seen."""
@@ -67,7 +68,8 @@ class KeptLayer(DynamicLayer):
             tokens_to_remove -= seen
         tail = self.source[:, tokens_to_remove:]
         expected = torch.arange(seen + tokens_to_remove, seen, device=tail.device)
-        if tail.shape[1] != -tokens_to_remove or not bool((tail == expected).all()):
+        stored = tail.shape[1] == -tokens_to_remove and bool((tail == expected).all())
+        if seen + tokens_to_remove < self.floor or not stored:
             raise TokenOpsError(
                 "cache.crop", "to remove tokens that are all stored", f"{-tokens_to_remove} of {seen}"
             )
@@ -77,8 +79,8 @@ class KeptLayer(DynamicLayer):
     def reset(self) -> None:
         """Empty."""
         super().reset()
-        self.source, self.dropped = None, 0
-        self.ragged = self.routed = self.filler = False
+        self.source, self.dropped, self.floor = None, 0, 0
+        self.ragged = self.routed = False
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder rows for beam search."""
@@ -151,14 +153,11 @@ class LayerStore:
 
     Attributes:
         source: of each layer, (b stored).
-        filler: of each layer, whether some of it is filler.
         seen: tokens the cache has seen.
     """
 
     def __init__(self, cache: Any, layers: int, batch: int, device: torch.device) -> None:
         self.source = [stored_source(cache, batch, device, i) for i in range(layers)]
-        held = getattr(cache, "layers", ())
-        self.filler = [i < len(held) and getattr(held[i], "filler", False) for i in range(layers)]
         kept = kept_layer(cache)
         self.seen = self.source[0].shape[1] + (kept.dropped if kept is not None else 0)
 
@@ -167,14 +166,23 @@ class LayerStore:
         return key_validity(mask, self.source[layer], self.seen)
 
     def remember(self, cache: Any, ran: Mapping[int, Selection], length: int) -> None:
-        """Record which of the ``length`` new tokens each layer stores now; it dropped those that did not run."""
+        """Record which of the ``length`` new tokens each layer stores now; the rest it dropped."""
+        kinds = {id(tokens): tokens for tokens in ran.values()}.values()
+        missing = max((self.seen + _last_missing(tokens) for tokens in kinds), default=0)
         for i, tokens in ran.items():
+            if not cache.layers[i].is_initialized:
+                continue  # checkpointing leaves the cache empty
             layer = _kept(cache, i)
             new = torch.where(tokens.valid, tokens.index + self.seen, -1)
             layer.source = torch.cat([self.source[i], new], dim=1)
             layer.dropped += length - tokens.k
-            layer.filler = self.filler[i] or not bool(tokens.valid.all())
             layer.ragged = layer.routed = True
+            layer.floor = max(layer.floor, missing)
+
+
+def _last_missing(tokens: Selection) -> int:
+    """One behind the last token that some row leaves out; 0 where all are in."""
+    return int(((~tokens.mask).any(0) * torch.arange(1, tokens.n + 1, device=tokens.index.device)).max())
 
 
 class attached_cache:

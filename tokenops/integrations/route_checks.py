@@ -34,10 +34,10 @@ def check_route(parts: Parts, route: nn.Module) -> None:
     for parameter in route.parameters():
         if parameter.device != weight.device:
             raise TokenOpsError("attach", f"layers on {weight.device}", parameter.device)
+    _check_depth(parts, route)
     for layer in range(len(parts.layers)):
         if route.schedule(layer) is not None:
             _try(parts, route, layer)
-    _check_depth(parts, route)
 
 
 def _check_depth(parts: Parts, route: Route) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,6 +38,12 @@ def units_of(placed: Sequence[Placed], shape: tuple[int, int], over: Selection |
     return Units.of(unit, line if lines else None)
 
 
+def with_budgets(units: Units, hard: Selection) -> Units:
+    """Budgets that count a hard choice among the tokens, as at inference, while all of them run softly."""
+    counts = (hard.mask.flatten()[units.places] & units.real).sum(1)
+    return replace(units, sizes=tuple(counts.tolist()))
+
+
 class Routing:
     """The state of one call.
 
@@ -52,11 +60,11 @@ class Routing:
     ) -> None:
         self.route, self.units, self.tokens, self.given, self.store = route, units, tokens, given, store
         self.alive: Tensor | None = None
+        self.gone: Selection | None = None
         self.left = () if units is None else units.sizes
         self.padded = not bool(tokens.valid.all()) or _hides(given)
-        self.choices: dict[int, Selection] = {}
+        self.choices: dict[int, Selection | None] = {}
         self.ran: dict[int, Selection] = {}
-        self.scores: dict[int, Tensor] = {}
         self.row: Tensor | None = None
         self.masks: dict[Any, Any] = {}
 
@@ -69,7 +77,8 @@ class Routing:
         return any(self._leaves_out(layer) for layer in range(layers))
 
     def _leaves_out(self, layer: int) -> bool:
-        assert self.route is not None and self.units is not None
+        assert self.route is not None
+        assert self.units is not None
         counts = self.route.counts(layer, self.units.sizes)
         return any(count < left for count, left in zip(counts, self.left, strict=True))
 
@@ -82,19 +91,19 @@ class Routing:
             if self._leaves_out(layer):
                 chosen = self._ask(layer, module, arguments)
                 if self.route.fate == "exit":
-                    self.alive = chosen.mask
+                    self.alive, self.gone = chosen.mask, replace(chosen, scores=None)
                     counts = self.route.counts(layer, self.units.sizes)
                     self.left = tuple(map(min, counts, self.left))
-            elif self.alive is not None:
-                chosen = self.choices[max(self.choices)]
-        if chosen is not None:
-            self.choices[layer] = chosen
+            else:
+                chosen = self.gone
+        self.choices[layer] = chosen
         return chosen
 
+    @torch.no_grad()
     def _ask(self, layer: int, module: Any, arguments: Mapping[str, Any]) -> Selection:
-        assert self.route is not None and self.units is not None
-        hidden = arguments["hidden_states"]
-        x = module.input_layernorm(hidden)
+        assert self.route is not None
+        assert self.units is not None
+        x = module.input_layernorm(arguments["hidden_states"])
         here = self.tokens.valid if self.alive is None else self.tokens.valid & self.alive
         wanted = self.route.needs()
         signals: dict[str, Any] = {}
@@ -104,15 +113,14 @@ class Routing:
             signals["last_attention"] = self.row
         if "next_attention" in wanted:
             signals["next_attention"] = self._own_row(layer, module, x, here, arguments)
-        with torch.no_grad():
-            chosen, _ = self.route.split(
-                x,
-                layer=layer,
-                units=self.units,
-                mask=self.tokens.valid if self.padded else None,
-                alive=self.alive,
-                **signals,
-            )
+        chosen, _ = self.route.split(
+            x,
+            layer=layer,
+            units=self.units,
+            mask=self.tokens.valid if self.padded else None,
+            alive=self.alive,
+            **signals,
+        )
         return chosen
 
     def _own_row(
@@ -120,29 +128,36 @@ class Routing:
     ) -> Tensor:
         """The last token's attention in this layer, from a call of its projections alone."""
         found: list[Tensor] = []
-        last = _last(here)
-        lens_of(module.self_attn).arm(
-            lambda query, key, scale: found.append(attention_row(query, key, scale, last, here)), only=True
-        )
-        with torch.no_grad():
+        past, cache = self.store.valid(layer, self.given), arguments.get("past_key_values")
+        stored = past.shape[1]
+
+        def look(query: Tensor, key: Tensor, scale: float) -> None:
+            key = torch.cat([cache.layers[layer].keys, key], 2) if stored and cache is not None else key
+            row = attention_row(query, key, scale, _last(here), torch.cat([past, here], 1))
+            found.append(row[:, stored:])
+
+        with lens_of(module.self_attn).armed(look, only=True):
             module.self_attn(
                 hidden_states=x, attention_mask=None, position_embeddings=arguments["position_embeddings"]
             )
         return found[0]
 
-    def _watch(self, layer: int, module: Any, chosen: Selection | None) -> None:
-        """Keep the last token's attention in this layer for the next."""
+    def _watch(self, layer: int, module: Any, chosen: Selection | None) -> AbstractContextManager[None]:
+        """Inside, keep the last token's attention in this layer for the next, if that asks for it."""
+        if not self._watched(layer + 1):
+            return nullcontext()
         valid = self.tokens.valid if chosen is None else chosen.valid
         past = self.store.valid(layer, self.given)
 
+        @torch.no_grad()
         def look(query: Tensor, key: Tensor, scale: float) -> None:
             row = attention_row(query, key, scale, _last(valid), torch.cat([past, valid], 1))
-            row = row[:, past.shape[1] :].detach()
+            row = row[:, past.shape[1] :]
             self.row = (
                 row if chosen is None else chosen.lift(row, into=row.new_zeros(valid.shape[0], chosen.n))
             )
 
-        lens_of(module.self_attn).arm(look)
+        return lens_of(module.self_attn).armed(look)
 
     # -- one layer --------------------------------------------------------------------------------------
 
@@ -152,24 +167,26 @@ class Routing:
         chosen = self.choose(layer, module, arguments)
         tokens = self.tokens if chosen is None else compose(self.tokens, chosen)
         self.ran[layer] = tokens
-        if self._watched(layer + 1):
-            self._watch(layer, module, chosen)
         arguments = {**arguments, "attention_mask": self._mask(layer, tokens, arguments, module)}
+        del arguments["hidden_states"]  # by position, where reentrant checkpointing looks for gradients
         if chosen is None:
-            return call(**arguments)
+            with self._watch(layer, module, chosen):
+                return call(x, **arguments)
         assert self.route is not None
-        arguments["hidden_states"] = chosen.reduce(x)
         if isinstance(arguments.get("position_ids"), Tensor):
             arguments["position_ids"] = _take(arguments["position_ids"], chosen)
         arguments["position_embeddings"] = tuple(_take(t, chosen) for t in arguments["position_embeddings"])
-        out = call(**arguments)
+        with self._watch(layer, module, chosen):
+            out = call(chosen.reduce(x), **arguments)
         if isinstance(out, tuple):
             return (self.route.merge(out[0], chosen, x), *out[1:])
         return self.route.merge(out, chosen, x)
 
     def _watched(self, layer: int) -> bool:
         route = self.route
-        if route is None or self.units is None or "last_attention" not in route.needs():
+        if route is None or self.units is None or layer == len(self.store.source):
+            return False
+        if "last_attention" not in route.needs():
             return False
         return self._leaves_out(layer)
 
@@ -181,14 +198,16 @@ class Routing:
         given = next(iter(self.given.values())) if isinstance(self.given, Mapping) else self.given
         if isinstance(given, Tensor) and given.ndim == 4:
             return for_backend(reduce_4d(given, tokens, source, seen), implementation, dtype)
-        counts, queries, past = tuple(tokens.counts.tolist()), tokens.k, source.shape[1]
-        filled = self.padded or self.store.filler[layer] or any(count < queries for count in counts)
+        past, queries = source.shape[1], tokens.k
+        valid = torch.cat([key_validity(given, source, seen), tokens.valid], 1)
+        aligned = (valid[:, 1:] >= valid[:, :-1]).all()
+        *counts, aligned = torch.cat([valid.sum(1), aligned[None]]).tolist()
+        filled = min(counts) < valid.shape[1]
         if not filled and implementation == "sdpa" and (queries == 1 or past == 0):
             return None
-        # kept tokens are right-aligned: without a past, validity depends on the counts alone
-        key: Any = (past, queries) if not filled else (counts, layer in self.choices, layer if past else -1)
+        # where all filler is on the left, and in layers that run everything, equal counts are equal masks
+        key = (past, queries, *counts) if aligned else (tokens is self.tokens, layer if past else -1)
         if key not in self.masks:
-            valid = torch.cat([key_validity(given, source, seen), tokens.valid], 1)
             self.masks[key] = for_backend(_causal(valid, queries, filled), implementation, dtype)
         return self.masks[key]
 

@@ -1,7 +1,7 @@
 """One row of a decoder layer's attention, read from the queries and keys the layer itself computes.
 
 As in :mod:`tokenops.integrations.probe`, the attention module gets a copied config that names a registered
-function, which looks at queries and keys and delegates. Whoever wants to look arms the :class:`Lens` for one
+function, which looks at queries and keys and delegates. Whoever wants to look arms the :class:`Lens` around a
 call of the module.
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,21 +23,25 @@ Look = Callable[[Tensor, Tensor, float], None]
 
 
 class Lens:
-    """Shows queries (b h q e) and keys (b g k e) of the next call of an attention module, per thread."""
+    """Shows queries (b h q e) and keys (b g k e) of a call of an attention module, per thread."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
         self.local = threading.local()
 
-    def arm(self, look: Look, *, only: bool = False) -> None:
-        """Call ``look(query, key, scale)`` in the next call; with ``only``, spare it the attention itself."""
+    @contextmanager
+    def armed(self, look: Look, *, only: bool = False) -> Iterator[None]:
+        """Inside, calls show ``look(query, key, scale)``; with ``only``, they skip the attention itself."""
         self.local.look, self.local.only = look, only
+        try:
+            yield
+        finally:
+            self.local.look, self.local.only = None, False
 
-    def take(self) -> tuple[Look | None, bool]:
-        """What was armed, which ends with this."""
-        armed = getattr(self.local, "look", None), getattr(self.local, "only", False)
-        self.local.look = None
-        return armed
+    @property
+    def look(self) -> tuple[Look | None, bool]:
+        """Who looks, and whether only that is wanted."""
+        return getattr(self.local, "look", None), getattr(self.local, "only", False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config}
@@ -49,7 +54,7 @@ def _rows(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     lens = module.__dict__[_LENS]
-    look, only = lens.take()
+    look, only = lens.look
     if look is not None:
         look(query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
     if only:

@@ -17,7 +17,7 @@ from tokenops.integrations.cache import (
     stored_source,
 )
 from tokenops.integrations.masks import for_backend, gated_mask, misread, query_validity, reduce_mask
-from tokenops.integrations.routing import Routing, compose
+from tokenops.integrations.routing import Routing
 from tokenops.kernels.rows import gather_rows
 from tokenops.tokenmap import Selection
 
@@ -31,9 +31,7 @@ def new_validity(arguments: Mapping[str, Any]) -> Tensor:
     return query_validity(arguments.get("attention_mask"), *embeds.shape[:2], embeds.device)
 
 
-def gated(
-    arguments: dict[str, Any], gate: Tensor, how: str, implementation: str | None
-) -> dict[str, Any]:
+def gated(arguments: dict[str, Any], gate: Tensor, how: str, implementation: str | None) -> dict[str, Any]:
     """Arguments for all tokens, weighted by the soft mask of training: features, or keys in every layer."""
     embeds = arguments["inputs_embeds"]
     if how == "multiply":
@@ -109,10 +107,15 @@ def run_routed(
     cache = getattr(outputs, "past_key_values", None) if cache is None else cache
     if cache is not None:
         routing.store.remember(cache, routing.ran, length)
-    if routing.alive is not None:
-        inside = Selection.from_mask(routing.alive & tokens.valid)
-        outputs["last_hidden_state"] = inside.reduce(outputs.last_hidden_state)
-        tokens = compose(tokens, inside)
+    routing.masks.clear()
+    if routing.gone is None:
+        return _lift_outputs(outputs, tokens) if tokens.k < length else outputs
+    # a token that left keeps its last state in between, and at the end has that of the one before it
+    inside = forward_fill(routing.gone.reduce(outputs.last_hidden_state), routing.gone)
+    states = outputs.get("hidden_states")
+    if states is not None and states[-1] is not None:
+        outputs["hidden_states"] = (*states[:-1], inside)
+    outputs["last_hidden_state"] = inside
     return _lift_outputs(outputs, tokens) if tokens.k < length else outputs
 
 
@@ -182,5 +185,7 @@ def forward_fill(y: Tensor, chosen: Selection) -> Tensor:
 def _lift_outputs(outputs: Any, chosen: Selection) -> Any:
     outputs["last_hidden_state"] = forward_fill(outputs.last_hidden_state, chosen)
     if outputs.get("hidden_states") is not None:
-        outputs["hidden_states"] = tuple(forward_fill(h, chosen) for h in outputs.hidden_states)
+        outputs["hidden_states"] = tuple(
+            None if h is None else forward_fill(h, chosen) for h in outputs.hidden_states
+        )
     return outputs

@@ -14,7 +14,7 @@ from tokenops.integrations.cache import LayerStore, kept_layer
 from tokenops.integrations.families import Parts
 from tokenops.integrations.layouts import Unit
 from tokenops.integrations.probe import Sink, note_signals
-from tokenops.integrations.routing import Routing, units_of
+from tokenops.integrations.routing import Routing, units_of, with_budgets
 from tokenops.integrations.sequence import gated, new_validity, run_routed, run_short
 from tokenops.integrations.visual import Decision, Placed, decide, place
 from tokenops.integrations.wrap import eager
@@ -40,6 +40,7 @@ class _PerThread(threading.local):
     """What belongs to the call that a thread is in, and to the last one it made."""
 
     call: Call | None = None
+    placed: tuple[Placed, ...] = ()
     decision: Decision | None = None
     routing: Routing | None = None
     running: Routing | None = None
@@ -78,8 +79,13 @@ class State:
 
     @property
     def routing(self) -> Routing | None:
-        """What ran in each layer in this thread's last call that had visual tokens; None if all did."""
+        """What ran in each layer in this thread's last call that had visual tokens; None without a Route."""
         return self.local.routing
+
+    @property
+    def placed(self) -> tuple[Placed, ...]:
+        """The images and videos of this thread's last call that had some."""
+        return self.local.placed
 
     # -- features: remember what each tensor of visual features is --------------------------------------
 
@@ -180,7 +186,9 @@ class State:
         self.local.decision = self.local.routing = None
         if self.pipeline.training != module.training:
             self.pipeline.train(module.training)
-        return place(units, {kind: self._placeholders(module, call, kind) for kind in units})
+        placed = place(units, {kind: self._placeholders(module, call, kind) for kind in units})
+        self.local.placed = tuple(placed)
+        return placed
 
     @eager
     def _decide(self, arguments: Mapping[str, Any], placed: list[Placed]) -> Decision | None:
@@ -207,15 +215,16 @@ class State:
             return None
         b, length = embeds.shape[:2]
         units = units_of(placed, (b, length), chosen) if placed else None
+        if units is not None and chosen is None and self.local.decision is not None:
+            units = with_budgets(units, self.local.decision.over_sequence)
         if chosen is None:
             index = torch.arange(length, device=embeds.device).expand(b, length)
             chosen = Selection(index, new_validity(arguments), length)
         store = LayerStore(cache, self.layers, b, embeds.device)
         routing = Routing(self.route, units, chosen, arguments.get("attention_mask"), store)
-        drops = routing.drops(self.layers)
-        if placed and drops:
+        if placed:
             self.local.routing = routing
-        return routing if drops or before else None
+        return routing if routing.drops(self.layers) or before else None
 
     def layer(
         self, number: int, module: Any, original: Callable[..., Any], arguments: dict[str, Any]
@@ -228,7 +237,7 @@ class State:
             vars(mark).setdefault(_ROUTING, self.local.running)
         routing = None if mark is None else vars(mark).get(_ROUTING)
         if routing is None:
-            return original(**arguments)
+            return original(arguments.pop("hidden_states"), **arguments)
         return routing.layer(number, module, original, arguments)
 
     def _check_no_placeholders(self, call: Call, cache: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -119,12 +120,12 @@ class Route(nn.Module):
         here = (units.unit == units.unit) if mask is None else mask
         here = here if alive is None else here & alive
         scorer = self.scorer_at(layer)
-        whole = mask is None and alive is None
+        whole = mask is None and alive is None and not needs(scorer).get("mask")
         given = {**signals, "visual": units.visual & here, "mask": None if whole else here}
         scores = scorer(x, **supply(scorer, given))
         check_beside(name_of(scorer), "scores", scores, x, None)
         kept = units.top(scores, self.counts(layer, units.sizes), here)
-        chosen = Selection.from_mask(units.with_text(kept, here))
+        chosen = replace(Selection.from_mask(units.with_text(kept, here)), scores=scores)
         return chosen, chosen.reduce(x)
 
     def merge(

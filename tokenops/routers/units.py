@@ -75,7 +75,7 @@ class Units:
         """True at the ``counts[u]`` best visual tokens of every unit u, among the ``alive`` ones."""
         picked = scores.flatten()[self.places]
         real = self.real if alive is None else self.real & alive.flatten()[self.places]
-        k = torch.tensor(counts, device=scores.device)
+        k = torch.tensor(counts, dtype=torch.long, device=scores.device)
         best = hard_topk(picked, k, mask=real)
         kept = torch.zeros(scores.numel() + 1, dtype=torch.bool, device=scores.device)
         kept[torch.where(self.real, self.places, scores.numel())] = best & self.real

@@ -107,14 +107,18 @@ def limits(relax: Any, draw: Draw) -> None:
 
 
 def padding_inert(relax: Any, draw: Draw) -> None:
-    """Padding and -inf get exactly 0 and no gradient; the rest is the unpadded result."""
+    """Padding and -inf get exactly 0 and no gradient; the rest is the unpadded result.
+
+    So it is where padding hands back NaN.
+    """
     b, n = draw.integer(1, 3), draw.integer(1, 12)
     x, mask, k = draw.dyadic(b, n), draw.mask(b, n), draw.integer(1, n)
     weight = draw.normal(b, n)
     for filler in (0.0, float("nan"), 1e30, -1e30, float("inf"), -float("inf")):
         content = x.masked_fill(~mask, filler).requires_grad_()
         p = relax(content, k, mask=None if filler == -float("inf") else mask)
-        (grad,) = torch.autograd.grad((p * weight).sum(), content)
+        back = weight if filler == -float("inf") else weight.masked_fill(~mask, float("nan"))
+        (grad,) = torch.autograd.grad(p, content, back)
         assert not p[~mask].any(), "padding must get 0"
         assert not grad[~mask].any(), "padding must get no gradient"
         for i, valid in enumerate(mask):
@@ -144,18 +148,36 @@ def half_precision(relax: Any, draw: Draw) -> None:
     assert_close(p, relax(x.double(), k), 1e-6)
 
 
-def any_layout(relax: Any, draw: Draw) -> None:
-    """One or three dimensions, any token axis, strided and empty input; the scores stay as they are."""
+def inputs_stay(relax: Any, draw: Draw) -> None:
+    """Neither the mask nor its gradient changes scores, k or padding."""
     x, k = _case(draw)
-    p, before = relax(x, k), x.clone()
-    assert torch.equal(x, before), "scores must not change"
+    content, mask, count = (
+        draw.choice(x, x.double()).requires_grad_(),
+        draw.mask(*x.shape),
+        torch.full((len(x),), k),
+    )
+    before = content.detach().clone(), mask.clone(), count.clone()
+    for _ in range(2):
+        relax(content, count, mask=mask).square().sum().backward()
+        for now, then in zip((content.detach(), mask, count), before, strict=True):
+            assert torch.equal(now, then), "the input must not change"
+
+
+def any_layout(relax: Any, draw: Draw) -> None:
+    """One to four dimensions, any token axis, strided, expanded and empty input."""
+    x, k = _case(draw)
+    p = relax(x, k)
     assert_close(relax(x[0], k), p[0], 1e-6)
     assert_close(relax(x.repeat(1, 2)[:, ::2].contiguous(), k), relax(x.repeat(1, 2)[:, ::2], k), 1e-6)
     assert_close(relax(x.T.contiguous().T, k), p, 1e-6)
     assert relax(x[:0], k).shape == x[:0].shape, "an empty batch must stay empty"
     assert relax(x[:, :0], k).shape == x[:, :0].shape, "rows without tokens must stay empty"
+    assert_close(relax(x[0].expand(3, -1), k), p[0].expand(3, -1), 1e-6)
+    deep = torch.stack([x, x + 1])[:, None]
+    assert_close(relax(deep, k)[1, 0], p, 4e-6)
     if "dim" in needs(relax):
-        assert_close(relax(torch.stack([x, x + 1]).movedim(-1, 0), k, dim=0).movedim(0, -1)[1], p, 4e-6)
+        axis = draw.integer(-4, 3)
+        assert_close(relax(deep.movedim(-1, axis), k, dim=axis).movedim(axis, -1)[0, 0], p, 4e-6)
 
 
 def temperature_scales(relax: Any, draw: Draw) -> None:
@@ -167,6 +189,44 @@ def temperature_scales(relax: Any, draw: Draw) -> None:
     expected = relax(x / tau, k)
     assert_close(relax(x, k, temperature=tau), expected, 1e-6)
     assert_close(relax(x, k, temperature=torch.full((len(x),), tau)), expected, 1e-6)
+
+
+def a_ratio_is_of_the_valid(relax: Any, draw: Draw) -> None:
+    """ratio: that share of the row's own valid tokens; hard, rounded down but to one token at least."""
+    if not {"ratio", "hard"} <= set(needs(relax)):
+        return
+    x, _ = _case(draw)
+    mask, x = draw.mask(*x.shape), x.masked_fill(x > 6, -float("inf"))
+    valid = (mask & (x != -float("inf"))).sum(-1)
+    for ratio in (draw.number(0.0, 1.0), torch.linspace(0, 1, len(x), dtype=torch.float64)):
+        share = torch.as_tensor(ratio, dtype=torch.float64).expand(len(x))
+        p = relax(x, ratio=ratio, mask=mask)
+        assert_close(p, relax(x, share * valid, mask=mask), 1e-6)
+        ones = relax(x, ratio=ratio, mask=mask, hard=True).sum(-1)
+        wanted = (share * valid + 1e-6).floor().clamp(min=1).minimum(valid)
+        assert torch.equal(ones, wanted.to(ones.dtype)), "hard must round a ratio down, but keep one token"
+
+
+def segments_stand_alone(relax: Any, draw: Draw) -> None:
+    """segments: each has the budget to itself, as if it were called alone; -1 belongs to none."""
+    if "segments" not in needs(relax):
+        return
+    b, n, s = draw.integer(1, 3), draw.integer(1, 16), draw.integer(1, 4)
+    x, weight = draw.dyadic(b, n).requires_grad_(), draw.normal(b, n)
+    place, mask = torch.randint(-1, s, (b, n), generator=draw.generator()), draw.mask(b, n)
+    k = draw.choice(draw.number(0.0, 5.0), torch.rand(b, s, generator=draw.generator()) * 4)
+    p = relax(x, k, segments=place, mask=mask)
+    (grad,) = torch.autograd.grad((p * weight).sum(), x)
+    wanted, slopes = torch.zeros(b, n), torch.zeros(b, n)
+    for row in range(b):
+        for segment in range(s):
+            chosen = (place[row] == segment) & mask[row]
+            alone = x.detach()[row, chosen].requires_grad_()
+            q = relax(alone, float(k[row, segment]) if isinstance(k, Tensor) else k)
+            (g,) = torch.autograd.grad((q * weight[row, chosen]).sum(), alone)
+            wanted[row, chosen], slopes[row, chosen] = q.detach(), g
+    assert_close(p.detach(), wanted, 1e-6)
+    assert_close(grad, slopes, 2e-6)
 
 
 def hard_is_straight_through(relax: Any, draw: Draw) -> None:
@@ -196,8 +256,11 @@ LAWS: tuple[Law, ...] = (
     padding_inert,
     row_independent,
     half_precision,
+    inputs_stay,
     any_layout,
     temperature_scales,
+    a_ratio_is_of_the_valid,
+    segments_stand_alone,
     hard_is_straight_through,
     *gradients.LAWS,
 )

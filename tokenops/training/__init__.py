@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tokenops.errors import TokenOpsError
+from tokenops.training.annealed import Annealed
 from tokenops.training.losses import soft_hard_bce, soft_hard_gap
-from tokenops.training.schedules import Schedule, constant, cosine, linear
+from tokenops.training.schedules import Schedule, constant, cosine, exponential, linear
 
 if TYPE_CHECKING:
     from tokenops.training.calibration import Calibration, calibrate
@@ -24,6 +25,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Annealed",
     "Calibration",
     "Collator",
     "Curriculum",
@@ -32,6 +34,7 @@ __all__ = [
     "calibrate",
     "constant",
     "cosine",
+    "exponential",
     "linear",
     "soft_hard_bce",
     "soft_hard_gap",

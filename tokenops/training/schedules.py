@@ -1,4 +1,4 @@
-"""Curricula: the weight of the auxiliary loss as a function of training progress in [0, 1]."""
+"""Schedules: the weight of a loss, or a temperature, as a function of training progress in [0, 1]."""
 
 from __future__ import annotations
 
@@ -45,3 +45,21 @@ def cosine(start: float, end: float) -> Schedule:
     [0.0, 0.146, 0.5, 1.0]
     """
     return lambda progress: start + (end - start) * (1.0 - math.cos(math.pi * progress)) / 2.0
+
+
+def exponential(start: float, end: float) -> Schedule:
+    r"""From ``start`` to ``end`` by equal factors: the usual way to lower a temperature.
+
+    .. math:: \tau(p) = a\,(b / a)^p
+
+    Raises:
+        TokenOpsError: ``start`` or ``end`` not above 0.
+
+    >>> cool = exponential(4.0, 0.25)
+    >>> [cool(p) for p in (0.0, 0.5, 1.0)]
+    [4.0, 1.0, 0.25]
+    """
+    for name, value in (("start", start), ("end", end)):
+        if not 0 < value < math.inf:
+            raise TokenOpsError("exponential", f"{name} > 0", value)
+    return lambda progress: start ** (1.0 - progress) * end**progress

@@ -44,11 +44,30 @@ def hard_topk(
         k = k[..., None]
     elif isinstance(k, bool) or not isinstance(k, int):
         raise TokenOpsError("hard_topk", "an integer k", repr(k))
+    n = scores.shape[-1]
+    if n == 0 or (isinstance(k, int) and k <= 0):
+        return torch.zeros_like(scores, dtype=torch.bool)
+    most = min(k, n) if isinstance(k, int) else _most(k, n)
     lowest = torch.finfo(scores.dtype).min
     key = scores.detach().nan_to_num(nan=lowest, posinf=float("inf"), neginf=lowest)
     if mask is not None:
         key = key.masked_fill(~mask, -float("inf"))
         k = mask.sum(-1, keepdim=True).clamp(max=k)
-    order = key.argsort(dim=-1, descending=True, stable=True)
-    first = (torch.arange(scores.shape[-1], device=scores.device) < k).expand(scores.shape)
-    return torch.zeros_like(first).scatter(-1, order, first)
+    if isinstance(k, Tensor):
+        k = k.long().clamp(0, n).expand(*scores.shape[:-1], 1)
+        last = key.topk(most, -1).values.gather(-1, (k - 1).clamp(0))
+    else:
+        k = most
+        last = key.topk(k, -1, sorted=False).values.amin(-1, keepdim=True)
+    above, tied = key > last, key == last
+    return above | (tied & (tied.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
+
+
+def _most(k: Tensor, n: int) -> int:
+    """No count within n is higher; n where Python should not or cannot read the counts."""
+    if k.device.type != "cpu" or torch.compiler.is_compiling() or k.numel() == 0:
+        return n
+    try:
+        return min(max(1, int(k.amax())), n)
+    except RuntimeError:  # torch.vmap, FakeTensorMode
+        return n

@@ -47,7 +47,8 @@ class Relaxed(NamedTuple):
 
 def check_number(who: str, name: str, value: Any, low: float, high: float) -> None:
     """Raise TokenOpsError for what is no number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= value <= high:
+    number: Any = value if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not low <= number <= high:
         raise TokenOpsError(
             who, f"{name} as a tensor per row or a number in [{low:g}, {high:g}]", repr(value)
         )

@@ -16,7 +16,9 @@ from tokenops.shapes import Bool, Float, Int
 
 
 def entmax_curve(alpha: float) -> Curve:
-    r"""The curve :math:`C(u) = \min(1, [1 + (\alpha-1) u]_+^{1/(\alpha-1)})`; for alpha = 1, :math:`\min(1, e^u)`.
+    r"""The curve :math:`C(u) = \min(1, [1 + (\alpha-1) u]_+^{1/(\alpha-1)})`.
+
+    For alpha = 1 that is :math:`\min(1, e^u)`.
 
     Raises:
         TokenOpsError: alpha outside [1, 2]; above 2 the density is unbounded.

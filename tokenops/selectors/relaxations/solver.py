@@ -213,6 +213,7 @@ def quick(x: Tensor, k: Number, tau: Number, curve: Curve) -> tuple[Tensor, Tens
         guess, target = NormalDist().inv_cdf(k / n), math.log(k)
     t = spread.square_().add_(curve.variance).sqrt_().mul_(guess).add_(curve.mean)
     fine = 1e-9 if x.dtype == torch.float64 else 2e-4
+    fine = fine if curve.smooth else 1e-2
     scratch = torch.empty_like(distance)
     for _ in range(6):
         p = curve.value(torch.add(distance, t, out=scratch))
@@ -221,7 +222,7 @@ def quick(x: Tensor, k: Number, tau: Number, curve: Curve) -> tuple[Tensor, Tens
         step = (target - total.log()).mul_(total).div_(slope)
         furthest = float(step.abs().amax())
         if furthest < fine:
-            return _finish(x, k, tau, curve, center, t, (p, v, slope))
+            return _finish(x, k, tau, curve, center, distance, t, (p, v, slope))
         if not furthest < math.inf:
             return None
         t = t + step
@@ -234,27 +235,31 @@ def _finish(
     tau: Number,
     curve: Curve,
     center: Tensor,
+    distance: Tensor,
     t: Tensor,
     last: tuple[Tensor, Tensor, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Spread the last of k over the mask of shift t; ``last`` holds the mask, its density and their sum."""
     p, v, slope = last
-    if curve.smooth and float(t.abs().amax()) < NEAR:
-        p, t = spread_rest(p, k, v, slope, t)
-        return p, center, t
-    # seen from the threshold itself, x - center is exact where it matters
-    center = center - t * tau
-    distance = (x - center) / tau
-    t = torch.zeros_like(t)
-    p = curve.value(distance)
+    if float(t.abs().amax()) >= NEAR:
+        # seen from the threshold itself, x - center is exact where it matters
+        center = center - t * tau
+        distance, t = (x - center) / tau, torch.zeros_like(t)
+        p = curve.value(distance)
+        v = curve.density(p)
+        slope = v.sum(-1, True)
     if not curve.smooth:
         # a first-order step may not cross a kink, unless it is as small as rounding
-        slope = curve.density(p).sum(-1, True)
-        t = ((k - p.sum(-1, True, dtype=torch.float64)) / slope).to(x.dtype)
-        p = curve.value(distance + t)
-        left = (k - p.sum(-1, True, dtype=torch.float64)).abs()
-        if not bool((left <= 8 * torch.finfo(x.dtype).eps * slope).all()):
+        rounding = 8 * torch.finfo(x.dtype).eps
+        for _ in range(4):
+            step = ((k - p.sum(-1, True, dtype=torch.float64)) / slope).to(x.dtype)
+            if bool((step.abs() <= rounding * (1 + t.abs())).all()):
+                break
+            t = t + step
+            p = curve.value(distance + t)
+            v = curve.density(p)
+            slope = v.sum(-1, True)
+        else:
             return None
-    v = curve.density(p)
-    p, t = spread_rest(p, k, v, v.sum(-1, True), t)
+    p, t = spread_rest(p, k, v, slope, t)
     return p, center, t

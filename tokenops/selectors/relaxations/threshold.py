@@ -37,7 +37,8 @@ def solve_mask(
     p = curve.value(at.distance + t)
     p = p if valid is None else p.masked_fill(~valid, 0.0)
     v = curve.density(p)
-    p, t = spread_rest(p, k, v, v.sum(-1, True), t)
+    # t comes from sums of small terms: more exact than what is missing in a sum of rounded shares
+    p, _ = spread_rest(p, k, v, v.sum(-1, True), t)
     none, every = k <= 0, k >= (n if valid is None else valid.sum(-1, True))
     p = torch.where(every, 1.0, torch.where(none, 0.0, p))
     t = torch.where(every, math.inf, torch.where(none, -math.inf, t))

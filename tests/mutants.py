@@ -1,0 +1,63 @@
+"""Small mistakes in the relaxations. Each must turn the fast tests red: see selectors/test_mutants.py."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+ENGINE = "selectors/relaxations"
+
+
+class Mutant(NamedTuple):
+    """A mistake: ``right``, found once in a file of the package, becomes ``wrong``."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+MUTANTS = (
+    Mutant(
+        "gradient sign", f"{ENGINE}/threshold.py", "dx, dtau = v * (g - mean)", "dx, dtau = v * (mean - g)"
+    ),
+    Mutant("gradient not centred", f"{ENGINE}/threshold.py", "dx, dtau = v * (g - mean)", "dx, dtau = v * g"),
+    Mutant("gradient of tau, sign", f"{ENGINE}/threshold.py", "dtau = -(dx", "dtau = (dx"),
+    Mutant("gradient of k", f"{ENGINE}/threshold.py", "else mean.to(", "else (2 * mean).to("),
+    Mutant("gradient from padding", f"{ENGINE}/threshold.py", "g = torch.where(v > 0, g, 0.0)", "g = g"),
+    Mutant(
+        "rows coupled", f"{ENGINE}/threshold.py", "total = v.sum(-1, True)", "total = v.sum(-1, True).mean()"
+    ),
+    Mutant("missing mask", f"{ENGINE}/threshold.py", "else (x != -math.inf) & mask", "else x != -math.inf"),
+    Mutant("unseen -inf", f"{ENGINE}/threshold.py", " and float(x.amin()) > -math.inf", ""),
+    Mutant("nothing kept, all kept", f"{ENGINE}/threshold.py", "k <= 0, k >=", "k < 0, k >"),
+    Mutant("one iteration", f"{ENGINE}/solver.py", "range(5 if wide else 3)", "range(1)"),
+    Mutant("short bracket", f"{ENGINE}/solver.py", "40 if wide else 24", "3"),
+    Mutant("tie share", f"{ENGINE}/solver.py", "torch.where(tied > 0, tied_top, 0.0)", "tied_top * 0"),
+    Mutant(
+        "no spread",
+        f"{ENGINE}/solver.py",
+        "return torch.addcmul(p, v, rest.to(p.dtype)).clamp(0, 1)",
+        "return p",
+    ),
+    Mutant("threshold before spread", f"{ENGINE}/solver.py", ".clamp(0, 1), t + rest", ".clamp(0, 1), t"),
+    Mutant("quick stops early", f"{ENGINE}/solver.py", "else 2e-4", "else 2e-1"),
+    Mutant(
+        "half-precision solve",
+        f"{ENGINE}/apply.py",
+        "torch.float64 if scores.dtype == torch.float64 else torch.float32",
+        "scores.dtype",
+    ),
+    Mutant("ratio to no token", f"{ENGINE}/apply.py", ".floor().clamp(min=1)", ".floor()"),
+    Mutant(
+        "endless k", f"{ENGINE}/apply.py", "batch, torch.float64).clamp(-1, n + 1)", "batch, torch.float64)"
+    ),
+    Mutant(
+        "segments without mask", f"{ENGINE}/segments.py", "else mask & (segments >= 0)", "else segments >= 0"
+    ),
+    Mutant("log-balance sign", f"{ENGINE}/family.py", "have.log() - lack.log()", "lack.log() - have.log()"),
+    Mutant("Laplace density", f"{ENGINE}/laplace.py", "torch.minimum(p, 1 - p)", "p * (1 - p)"),
+    Mutant("entmax density", f"{ENGINE}/entmax.py", ".pow(2 - alpha)", ".pow(1)"),
+    Mutant("simplex density", f"{ENGINE}/capped_simplex.py", "(p > 0) & (p < 1)", "(p >= 0) & (p < 1)"),
+    Mutant(">= for >", "kernels/topk/__init__.py", "key > last", "key >= last"),
+    Mutant("ties by count", "kernels/topk/__init__.py", "tied.cumsum(-1) <= k", "tied.cumsum(-1) < k"),
+)
