@@ -32,7 +32,7 @@ MUTANTS = (
     Mutant("nothing kept, all kept", f"{ENGINE}/threshold.py", "k <= 0, k >=", "k < 0, k >"),
     Mutant("one iteration", f"{ENGINE}/solver.py", "range(5 if wide else 3)", "range(1)"),
     Mutant("short bracket", f"{ENGINE}/solver.py", "40 if wide else 24", "3"),
-    Mutant("tie share", f"{ENGINE}/solver.py", "torch.where(tied > 0, tied_top, 0.0)", "tied_top * 0"),
+    Mutant("tie share", f"{ENGINE}/solver.py", "torch.where(tied > 0, tied_top, 0.0)", "(tied_top * 0)"),
     Mutant(
         "no spread",
         f"{ENGINE}/solver.py",
@@ -57,7 +57,7 @@ MUTANTS = (
     Mutant("log-balance sign", f"{ENGINE}/family.py", "have.log() - lack.log()", "lack.log() - have.log()"),
     Mutant("Laplace density", f"{ENGINE}/laplace.py", "torch.minimum(p, 1 - p)", "p * (1 - p)"),
     Mutant("entmax density", f"{ENGINE}/entmax.py", ".pow(2 - alpha)", ".pow(1)"),
-    Mutant("simplex density", f"{ENGINE}/capped_simplex.py", "(p > 0) & (p < 1)", "(p >= 0) & (p < 1)"),
+    Mutant("simplex density", f"{ENGINE}/capped_simplex.py", "p, value=-1).ceil()", "p, value=-1).ceil() + (p == 0)"),
     Mutant(">= for >", "kernels/topk/__init__.py", "key > last", "key >= last"),
     Mutant("ties by count", "kernels/topk/__init__.py", "tied.cumsum(-1) <= k", "tied.cumsum(-1) < k"),
 )

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from tokenops import Merge, Pipeline, Prune, TokenOpsError
 from tokenops.recipes import create, list_recipes, random, visionselector
+from tokenops.routers import LowRankAttention, Route, Steps
 from tokenops.selectors import Diverse, Random, TopK, UniformGrid
 from tokenops.selectors.mergers import Contextual
 from tokenops.selectors.relaxations import soft_topk
-from tokenops.selectors.scorers import LearnedScorer, RandomScore, cls_attention, feature_norm
+from tokenops.selectors.scorers import (
+    LearnedScorer,
+    RandomScore,
+    cls_attention,
+    feature_norm,
+    last_attention,
+    next_attention,
+)
 from tokenops.signals import needs, supply
 
 NAMES = {
@@ -27,6 +37,11 @@ NAMES = {
     "feature_norm": feature_norm,
     "cls_attention": cls_attention,
     "soft_topk": soft_topk,
+    "Route": Route,
+    "Steps": Steps,
+    "LowRankAttention": LowRankAttention,
+    "last_attention": last_attention,
+    "next_attention": next_attention,
 }
 
 
@@ -65,9 +80,13 @@ def test_bad_places_and_options() -> None:
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_prints_as_the_code_that_builds_it(name: str) -> None:
-    scorer = {"scorer": LearnedScorer(64), "relax": soft_topk} if name == "visionselector" else {}
-    pipeline = create(name, keep=0.25, **scorer)
-    assert "keep=0.25" in repr(pipeline)
+    more: dict[str, Any] = {
+        "visionselector": {"scorer": LearnedScorer(64), "relax": soft_topk},
+        "alvts": {"factors": {0: LowRankAttention(8, 2, heads=2)}},
+        "pyramiddrop": {"keep": (0.5, 0.25), "layers": (1, 2)},
+    }
+    pipeline = create(name, **{"keep": 0.25} | more.get(name, {}))
+    assert "0.25" in repr(pipeline)
     assert repr(eval(repr(pipeline), NAMES)) == repr(pipeline)
 
 
@@ -80,7 +99,7 @@ def test_state_is_the_scorers() -> None:
 
 def test_create_refuses() -> None:
     assert list_recipes() == sorted(list_recipes())
-    with pytest.raises(TokenOpsError, match="a recipe among cls_attention, "):
+    with pytest.raises(TokenOpsError, match="a recipe among alvts, cls_attention, "):
         create("visionselecter")
     with pytest.raises(TokenOpsError, match=r"arguments of random\(keep, seed\)"):
         create("random", kep=0.2)

@@ -120,7 +120,7 @@ def test_kernel_has_a_reference(entry: Entry) -> None:
 def test_recipe_prints_and_names_its_needs(entry: Entry) -> None:
     pipeline = entry.make()
     assert isinstance(pipeline, Pipeline)
-    assert repr(pipeline).startswith("Pipeline(after_projector=")
+    assert repr(pipeline).startswith(("Pipeline(after_projector=", "Pipeline(layers=Route("))
     for stage in pipeline.stages.values():
         assert set(needs(stage)) <= set(SIGNALS)
 

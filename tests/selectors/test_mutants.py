@@ -59,4 +59,4 @@ def test_the_fast_tests_notice(mutant: Mutant, tmp_path: Path) -> None:
     file.write_text(file.read_text().replace(mutant.right, mutant.wrong))
     done = run(tmp_path)
     assert done.returncode == 1, f"no test noticed: {done.stdout[-2000:]}{done.stderr[-2000:]}"
-    assert "AssertionError" in done.stdout or "Error" in done.stdout
+    assert " failed" in done.stdout, f"the mutant does not run: {done.stdout[-2000:]}"

@@ -23,6 +23,7 @@ from tokenops.selectors.relaxations.logistic import logistic_topk
 from tokenops.selectors.relaxations.perturbed import perturbed_topk
 from tokenops.selectors.relaxations.systematic import systematic_topk
 from tokenops.selectors.scorers import LearnedScorer
+from tokenops.selectors.topk import code_of
 from tokenops.training import soft_hard_gap
 
 N, K, WIDTH, STEPS = 24, 4, 8, 80
@@ -78,7 +79,7 @@ def test_every_member_learns_and_closes_the_gap(relax: Any) -> None:
     assert gaps[1] < 0.3 * gaps[0]
 
 
-@pytest.mark.parametrize("relax", DRAWN, ids=str)
+@pytest.mark.parametrize("relax", DRAWN, ids=code_of)
 def test_every_sampler_learns(relax: Any) -> None:
     found, gaps = learn(relax)
     assert found[0] < 0.6

@@ -101,7 +101,7 @@ def signal(name: str, b: int, n: int) -> Tensor:
     Raises:
         TokenOpsError: a signal this suite knows nothing about.
     """
-    if name in ("cls_attention", "received_attention"):
+    if name.endswith("_attention"):
         return torch.linspace(1, 2, n).softmax(0).expand(b, n).clone()
     if name == "vision_keys":
         place = torch.arange(n, dtype=torch.float32)[:, None]

@@ -222,6 +222,7 @@ class LowRankAttention(nn.Module):
         extra = ", bias=True" if self.bias else ""
         extra += "" if self.softmax == "joint" else f", softmax={self.softmax!r}"
         extra += "" if self.scale == self.head_dim**-0.5 else f", scale={self.scale!r}"
+        extra += "" if self.causal else ", causal=False"
         sizes = f"heads={self.heads}, kv_heads={self.kv_heads}, head_dim={self.head_dim}"
         return f"LowRankAttention({self.dim}, {self.rank}, {sizes}{extra})"
 
