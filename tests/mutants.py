@@ -57,7 +57,12 @@ MUTANTS = (
     Mutant("log-balance sign", f"{ENGINE}/family.py", "have.log() - lack.log()", "lack.log() - have.log()"),
     Mutant("Laplace density", f"{ENGINE}/laplace.py", "torch.minimum(p, 1 - p)", "p * (1 - p)"),
     Mutant("entmax density", f"{ENGINE}/entmax.py", ".pow(2 - alpha)", ".pow(1)"),
-    Mutant("simplex density", f"{ENGINE}/capped_simplex.py", "p, value=-1).ceil()", "p, value=-1).ceil() + (p == 0)"),
+    Mutant(
+        "simplex density",
+        f"{ENGINE}/capped_simplex.py",
+        "value=-1).ceil()",
+        "value=-1).ceil() + (p == 0)",
+    ),
     Mutant(">= for >", "kernels/topk/__init__.py", "key > last", "key >= last"),
     Mutant("ties by count", "kernels/topk/__init__.py", "tied.cumsum(-1) <= k", "tied.cumsum(-1) < k"),
 )

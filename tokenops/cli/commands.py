@@ -91,7 +91,8 @@ def demo(
     if as_json:
         typer.echo(result.json, nl=False)
     console.print(Padding(NOTE, (0, 1)))
-    console.print(f"\n picture  {result.picture}\n layers   {result.layers}\n table    {result.table}", soft_wrap=True)
+    files = f"\n picture  {result.picture}\n layers   {result.layers}\n table    {result.table}"
+    console.print(files, soft_wrap=True)
     console.print(f" {time.perf_counter() - start:.0f} seconds")
 
 

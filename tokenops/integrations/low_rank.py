@@ -34,7 +34,7 @@ def low_rank_factors(
         softmax: ``"joint"`` or ``"head"``, as in :class:`~tokenops.routers.LowRankAttention`.
         svd: ``"factors"`` or ``"logits"``, as there.
         scale: factor on the logits. By default that of the layer for ``"head"``; for ``"joint"`` the same
-            over the number of heads, so that the joint logits are their mean, which ranks tokens more like the
+            over the number of heads: the joint logits are then their mean, which ranks tokens more like the
             layer does than their sum.
         causal: whether a token looks at those before it only, as in the layer. The causal map favours the
             first tokens of an image whatever they show; on the package's pocket model it answered 64 % of

@@ -226,9 +226,7 @@ class State:
             self.local.routing = routing
         return routing if routing.drops(self.layers) or before else None
 
-    def layer(
-        self, number: int, module: Any, original: Callable[..., Any], arguments: dict[str, Any]
-    ) -> Any:
+    def layer(self, number: int, module: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Around a decoder layer's forward."""
         angles = arguments.get("position_embeddings")
         mark = angles[0] if angles is not None else None

@@ -86,8 +86,8 @@ def teacher(layer: Any, stream: Stream, *, causal: bool) -> tuple[Tensor, Tensor
     found: list[Tensor] = []
 
     def look(query: Tensor, key: Tensor, scale: float) -> None:
-        real = {"visual": stream.visual, "mask": stream.mask}
-        found.append(attention_scores(query, key, **real, causal=causal, scale=scale))
+        visual, mask = stream.visual, stream.mask
+        found.append(attention_scores(query, key, visual=visual, mask=mask, causal=causal, scale=scale))
 
     angles = stream.arguments["position_embeddings"]
     lens = put_lens(layer.self_attn)
