@@ -16,8 +16,8 @@ class Pipeline(nn.Module):
 
     Places: ``after_projector`` (between the projector or patch merger and the language model) and ``layers``
     (around the layers of the language model). Two pipelines join with ``|``. A pipeline is a module: its
-    ``state_dict`` holds the parameters of the stages, ``train()`` switches soft selection on where a relaxation
-    is set.
+    ``state_dict`` holds the parameters of the stages, ``train()`` switches soft selection on where a
+    relaxation is set.
 
     Raises:
         TokenOpsError: unknown place, a stage that is no module, or two stages at one place.
