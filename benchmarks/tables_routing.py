@@ -17,6 +17,7 @@ SHOWN = (
     "uniform",
     "random",
 )
+LEFT_OUT = ("hybrid x1.5", "hybrid x3", "FastV's choice, skip")
 SCHEDULES = ("FastV (exit)", "FastV's choice, skip", "ALVTS from layer 2, exit", "ALVTS from layer 2")
 
 
@@ -36,11 +37,11 @@ def _accuracy(methods: tuple[str, ...]) -> str:
     budgets = sorted({budget for _, budget in rows}, reverse=True)
     body = []
     for method in methods:
-        mean = [rows[method, k]["mean"] for k in budgets]
-        same = all(abs(m - k) < 1 for m, k in zip(mean, budgets, strict=True))
+        found = [rows.get((method, k)) for k in budgets]
+        same = all(row is None or abs(row["mean"] - row["budget"]) < 1 for row in found)
         cells = [
-            f"{100 * rows[method, k]['accuracy']:.1f}" + ("" if same else f" ({m:.0f})")
-            for k, m in zip(budgets, mean, strict=True)
+            "–" if row is None else f"{100 * row['accuracy']:.1f}" + ("" if same else f" ({row['mean']:.0f})")
+            for row in found
         ]
         body.append([method, *cells])
     head = f"all 144 tokens: {100 * result['full']:.1f} %; {result['questions']} held-out questions\n\n"
@@ -51,6 +52,8 @@ def routing_pairs() -> str:
     """Paired differences with intervals."""
     pairs: dict[tuple[str, str], dict[int, str]] = {}
     for row in read("pocket_routing")["pairs"]:
+        if row["method"] in LEFT_OUT:
+            continue
         low, high = row["interval"]
         text = f"{100 * row['gain']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
         pairs.setdefault((row["method"], row["against"]), {})[row["budget"]] = text

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenops.selectors.relaxations.curves import Curve
-from tokenops.selectors.relaxations.solver import Number, may_look, quick, solve, spread_rest
+from tokenops.selectors.relaxations.solver import SAMPLE, Number, may_look, quick, solve, spread_rest
 
 
 def _inside(k: Number, n: int) -> bool:
@@ -21,9 +21,12 @@ def solve_mask(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mask (... n), 0 at padding, and (... 1) centre and shift; shapes as in :class:`Threshold`."""
     n = x.shape[-1]
-    full = mask is None and may_look(x) and x.numel() > 0 and float(x.amin()) > -math.inf
+    full = mask is None and may_look(x) and x.numel() > 0
+    # a guess from every score meets -inf itself, one from a sample may not
+    full = full and (n < 2 * SAMPLE or float(x.amin()) > -math.inf)
     if full and _inside(k, n) and (settled := quick(x, k, tau, curve)) is not None:
         return settled
+    full = full and float(x.amin()) > -math.inf
     limit, valid = torch.finfo(x.dtype).max / 4, mask
     if not full:
         valid = x != -math.inf if mask is None else (x != -math.inf) & mask
@@ -38,7 +41,8 @@ def solve_mask(
     p = p if valid is None else p.masked_fill(~valid, 0.0)
     v = curve.density(p)
     # t comes from sums of small terms: more exact than what is missing in a sum of rounded shares
-    p, _ = spread_rest(p, k, v, v.sum(-1, True), t)
+    slope = v.sum(-1, True)
+    p = torch.where(slope > 0, spread_rest(p, k, v, slope, t)[0], p)
     none, every = k <= 0, k >= (n if valid is None else valid.sum(-1, True))
     p = torch.where(every, 1.0, torch.where(none, 0.0, p))
     t = torch.where(every, math.inf, torch.where(none, -math.inf, t))
