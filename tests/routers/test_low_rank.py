@@ -218,3 +218,11 @@ def test_compiles_and_deepcopies() -> None:
         with torch.no_grad():
             assert_close(compiled(x, visual=visual, mask=mask), expected, 1e-6)
         assert_close(copy.deepcopy(layer)(x, visual=visual, mask=mask), expected, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"scale": "a"}, {"scale": True}, {"scale": float("nan")}, {"causal": "no"}]
+)
+def test_scale_and_causal_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TokenOpsError, match="LowRankAttention"):
+        LowRankAttention(8, 2, heads=2, **wrong)

@@ -176,3 +176,22 @@ def test_output_dtype(dtype: torch.dtype) -> None:
 def test_bad_input(scores: Any, arguments: dict[str, Any]) -> None:
     with pytest.raises(TokenOpsError, match="soft_topk"):
         soft_topk(scores, **arguments)
+
+
+@pytest.mark.parametrize("method", ["sigmoid", "laplace", "gaussian", "capped_simplex", "entmax15"])
+def test_what_comes_back_at_minus_infinity_stays_there(method: str) -> None:
+    x = torch.tensor([1.0, 0.25, 0.0, -math.inf], requires_grad=True)
+    soft_topk(x, 1.5, method=method).backward(torch.tensor([1.0, 2.0, 3.0, math.nan]))
+    alone = torch.tensor([1.0, 0.25, 0.0], requires_grad=True)
+    soft_topk(alone, 1.5, method=method).backward(torch.tensor([1.0, 2.0, 3.0]))
+    assert x.grad is not None
+    assert alone.grad is not None
+    assert_close(x.grad, torch.cat([alone.grad, torch.zeros(1)]), 1e-6)
+
+
+def test_nothing_of_nothing() -> None:
+    x = torch.tensor([[3.0, 2.0, 1.0]])
+    for ratio in (0.0, torch.tensor([0.0])):
+        assert not soft_topk(x, ratio=ratio, hard=True).any()
+    assert float(soft_topk(x, ratio=0.01, hard=True).sum()) == 1.0
+    assert float(soft_topk(x, 5e-324).sum()) < 1e-6

@@ -96,7 +96,7 @@ def test_seeds_repeat_and_folders_resume(tmp_path: Path) -> None:
     report = calibrate(m, resumed, items("llava"), folder=tmp_path, **options)
     assert report == made[0][1]
     assert all(torch.equal(v, made[0][0][n]) for n, v in states(resumed).items())
-    with pytest.raises(TokenOpsError, match="the settings of"):
+    with pytest.raises(TokenOpsError, match="other seed"):
         calibrate(m, low_rank_factors(m, 4), items("llava"), folder=tmp_path, seed=1, **options)
     assert json.loads((tmp_path / "settings.json").read_text())["seed"] == 0
 
@@ -123,6 +123,8 @@ def test_batches_and_other_orders_of_training_mode_survive() -> None:
         ({"data": ["a picture"]}, "input_ids"),
         ({"factors": {}}, "factors of width"),
         ({"factors": {"7": None}}, "of 3 layers"),
+        ({"factors": None}, "factors as"),
+        ({"data": None}, "an iterable"),
     ],
 )
 def test_refusals(changes: dict[str, Any], told: str) -> None:
@@ -135,3 +137,52 @@ def test_refusals(changes: dict[str, Any], told: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in states(factors).items())
     assert tokenops.integrations.attached(m) is None
     assert not any(layer._forward_pre_hooks for layer in m.model.language_model.layers)
+
+
+def test_frozen_and_shared_factors_are_refused() -> None:
+    m = model("llava")
+    factors = low_rank_factors(m, 4)
+    with pytest.raises(TokenOpsError, match="of its own for each layer"):
+        calibrate(m, {"0": factors["0"], "1": factors["0"]}, items("llava"), progress=False)
+    with pytest.raises(TokenOpsError, match="require gradients"):
+        calibrate(m, factors.requires_grad_(False), items("llava"), progress=False)
+
+
+def test_a_folder_is_of_one_run(tmp_path: Path) -> None:
+    m, options = model("llava"), {"epochs": 1, "progress": False, "folder": tmp_path}
+    calibrate(m, low_rank_factors(m, 4), items("llava"), **options)
+    for factors in (low_rank_factors(m, 4, causal=True), low_rank_factors(m, 6)):
+        before = states(factors)
+        with pytest.raises(TokenOpsError, match="other factors"):
+            calibrate(m, factors, items("llava"), **options)
+        assert all(torch.equal(value, before[name]) for name, value in states(factors).items())
+    with pytest.raises(TokenOpsError, match="other model_and_data"):
+        calibrate(m, low_rank_factors(m, 4), items("llava")[1:], **options)
+
+
+def test_a_refused_call_leaves_no_folder(tmp_path: Path) -> None:
+    m = model("llava")
+    with pytest.raises(TokenOpsError, match="at least two items"):
+        calibrate(m, low_rank_factors(m, 4), items("llava")[:1], folder=tmp_path / "new", progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_interrupt_leaves_whole_factors_and_modes(monkeypatch: pytest.MonkeyPatch) -> None:
+    m = model("llava").train()
+    m.model.vision_tower.eval()
+    factors, calls = low_rank_factors(m, 4), []
+    before = states(factors)
+    step = torch.optim.Adam.step
+
+    def interrupted(self: Any, *rest: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(self, *rest)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(m, factors, items("llava"), epochs=1, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in states(factors).items())
+    assert m.training
+    assert not m.model.vision_tower.training

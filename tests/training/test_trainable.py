@@ -11,7 +11,8 @@ from torch import nn
 from training import kit
 
 from tokenops import Pipeline, Prune, TokenOpsError
-from tokenops.recipes import random, visionselector
+from tokenops.integrations import low_rank_factors
+from tokenops.recipes import alvts, random, visionselector
 from tokenops.selectors import TopK
 from tokenops.selectors.scorers import LearnedScorer, feature_norm
 from tokenops.training import Trainable
@@ -159,3 +160,18 @@ def test_a_scorer_of_anyone() -> None:
     t = Trainable(tiny.llava(), pipeline).train()
     t(**tiny.batch(kit.rows("llava")))["loss"].backward()
     assert pipeline.stages["after_projector"].selector.scorer.weight.grad.norm() > 0
+
+
+def test_a_route_is_calibrated_not_trained() -> None:
+    model = tiny.MODELS["llava"]()
+    factors = low_rank_factors(model, 4)
+    with pytest.raises(TokenOpsError, match="parameters to train"):
+        Trainable(model, alvts(factors, 0.5))
+    made = Trainable(model, kit.pipeline() | alvts(factors, 0.5)).train()
+    out = made(**kit.row("llava", [0], 1, 2))
+    out["loss"].backward()
+    trained = [p for p in made.parameters() if p.requires_grad]
+    assert trained
+    assert all(p.grad is not None for p in trained)
+    assert not any(p.requires_grad for p in factors.parameters())
+    made.remove()

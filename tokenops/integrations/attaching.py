@@ -108,7 +108,8 @@ def attach(model: nn.Module, pipeline: Pipeline, *, family: Family | None = None
     ``generate``, forward, loss, caches and checkpoints keep working; ``keep=1.0`` is bit-identical. Hidden
     states and logits come back at the original length: a dropped position carries the state of the last kept
     token before it, so labels at visual positions must be -100. Attention maps, if asked for, are those of
-    the kept tokens. Features that the caller has merged into ``inputs_embeds`` are not seen as visual.
+    the kept tokens. Features that the caller has merged into ``inputs_embeds`` are not seen as visual. A
+    route whose scores read the text (ALVTS, FastV, PyramidDrop) sees all text of the call, answers too.
 
     Args:
         model: a transformers model of a known family (LLaVA-1.5, LLaVA-NeXT, Qwen2.5-VL), also inside PEFT or

@@ -158,6 +158,10 @@ class LayerStore:
 
     def __init__(self, cache: Any, layers: int, batch: int, device: torch.device) -> None:
         self.source = [stored_source(cache, batch, device, i) for i in range(layers)]
+        for layer, source in zip(getattr(cache, "layers", ()), self.source, strict=False):
+            if layer.is_initialized and layer.keys.shape[-2] != source.shape[1]:
+                got = f"{layer.keys.shape[-2]} entries for {source.shape[1]} tokens"
+                raise TokenOpsError("cache", "a cache whose last call came to its end", got)
         kept = kept_layer(cache)
         self.seen = self.source[0].shape[1] + (kept.dropped if kept is not None else 0)
 

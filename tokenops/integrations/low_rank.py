@@ -48,10 +48,13 @@ def low_rank_factors(
         TokenOpsError: an unknown family, a layer that is not there, projections that are no plain linear
             layers (quantised, adapted) or that are normalised before the attention; a bad rank.
 
-    Reference: ALVTS (arXiv:2606.14277) §3.2.
+    Reference: ALVTS (arXiv:2606.14277) §3.2. Deviations: no causal mask and the mean of the
+    heads' logits by default.
     """
     parts = find_parts(model, family)
     depth = len(parts.layers)
+    if layers is not None and not isinstance(layers, Iterable):
+        raise TokenOpsError("low_rank_factors", "layers as numbers", repr(layers))
     numbers = list(range(depth)) if layers is None else list(layers)
     wrong = [n for n in numbers if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n < depth]
     if wrong or not numbers:

@@ -104,7 +104,7 @@ class Sink:
 
 
 def _register() -> None:
-    """The one global this library sets: our attention and mask functions, known to transformers."""
+    """The kind of global this library sets: attention and mask functions known to transformers."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
     from transformers.modeling_utils import AttentionInterface
 

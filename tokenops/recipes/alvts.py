@@ -28,6 +28,9 @@ def alvts(factors: Mapping[Any, Any] | nn.ModuleDict, keep: Keep | Schedule = 1 
         keep: of the visual tokens that enter the language model, in every layer; or a schedule
             ``layer -> keep`` such as :func:`tokenops.routers.allocate` makes.
 
+    The choice reads the text of the whole call: where answers are in the sequence (a loss, teacher forcing,
+    ``use_cache=False``) they take part, so logits differ from those of ``generate``, which sees the prompt.
+
     Raises:
         TokenOpsError: bad keep, factors that are no modules by layer.
 
@@ -36,6 +39,7 @@ def alvts(factors: Mapping[Any, Any] | nn.ModuleDict, keep: Keep | Schedule = 1 
 
     Reference: ALVTS (arXiv:2606.14277) §3: one ratio for all layers, 1/9 of 576 tokens in its main table.
     Deviations: a token that skips a layer leaves no keys and values there; scores come from a map without
-    causal mask, see :func:`tokenops.integrations.low_rank_factors`.
+    causal mask and from the mean of the heads' logits instead of their sum, see
+    :func:`tokenops.integrations.low_rank_factors`.
     """
     return Pipeline(layers=Route(factors, keep))

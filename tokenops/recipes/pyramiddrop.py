@@ -25,6 +25,9 @@ def pyramiddrop(
         keep: at each stage, ratios or counts of the tokens that entered the language model; not growing.
         layers: where the stages begin; 8, 16 and 24 suit 32 layers.
 
+    The choice reads the text of the whole call: where answers are in the sequence (a loss, teacher forcing,
+    ``use_cache=False``) they take part, so logits differ from those of ``generate``, which sees the prompt.
+
     Raises:
         TokenOpsError: as many keeps as layers are needed, layers that ascend, keeps that do not grow.
 

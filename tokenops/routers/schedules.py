@@ -157,6 +157,9 @@ def allocate(mass: Float[Tensor, "l n"], budget: float, *, floor: float = 0.01) 
     rank, then to the earlier layer: layers of equal mass share equally. A layer's scale does not matter, only
     how concentrated its mass is.
 
+    Ratios are of the n bins; an image of another number of tokens rounds each layer down, so its mean may
+    fall short of the budget by up to one token per layer: compare by ``handle.tokens_per_layer``.
+
     Args:
         mass: scores of n tokens, or of n equal bins of them (:func:`mass_curve`), for each of l layers.
         budget: mean ratio ρ over the layers, in (0, 1].

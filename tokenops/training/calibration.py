@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -14,38 +13,12 @@ from torch import Tensor, nn
 
 from tokenops.budget import Keep, check_keep, keep_count
 from tokenops.errors import TokenOpsError
-from tokenops.hub import require
 from tokenops.integrations.families import Family, find_parts
 from tokenops.routers import LowRankAttention, mass_curve
+from tokenops.training.calibration_store import Fit, LayerReport, Store, fingerprint
 from tokenops.training.layer_stream import Stream, advance, streams, teacher
 
 LOSSES = ("mse", "listwise")
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How well low-rank scores agree with a layer's: means over held-out samples.
-
-    Attributes:
-        mse: squared error over the mean squared score of the layer.
-        spearman: rank correlation over the visual tokens of a sample.
-        overlap: share of the layer's Top-K that is in theirs.
-    """
-
-    mse: float
-    spearman: float
-    overlap: float
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """One calibrated layer: agreement before and after, steps taken, and the layer's score mass."""
-
-    layer: int
-    before: Fit
-    after: Fit
-    steps: int
-    mass: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -118,27 +91,32 @@ def calibrate(
         keep: budget at which the overlap is reported.
         patience: epochs without a better fit on the held-out items before a layer is done.
         seed: of the order of the items.
-        folder: where finished layers are written; a second call with the same settings continues from there.
+        folder: where finished layers are written; a second call with the same settings, factors, model and
+            data continues from there.
         progress: show a progress bar.
         family: as in :func:`tokenops.attach`.
 
     Raises:
-        TokenOpsError: bad settings, factors of other layers or widths, fewer than two items, an item without
-            visual tokens, a folder of a run with other settings. Nothing is changed then.
+        TokenOpsError: bad settings, factors of other layers or widths or frozen, fewer than two items, an
+            item without visual tokens, a folder of another run. Nothing is changed then.
 
-    Reference: ALVTS (arXiv:2606.14277) §3.3. Deviations: Adam with early stopping; the squared error is
-    divided by the layer's mean squared score, which moves no minimum. The listwise loss is ours.
+    Reference: ALVTS (arXiv:2606.14277) §3.3. Deviations: Adam with early stopping, on the items that the
+    reports then use (agreement after calibration is slightly flattered); the squared error is divided by the
+    layer's mean squared score, which moves no minimum; for factors without causal mask S* is computed without
+    it too, so it is not the attention that the layer runs. The listwise loss is ours.
     """
+    if not isinstance(data, Iterable):
+        raise TokenOpsError("calibrate", "data as an iterable of processor outputs", type(data).__name__)
     plan = _Plan(samples, epochs, lr, loss, check_keep(keep, who="calibrate"), patience, seed)
     parts = find_parts(model, family)
-    scorers = _check(plan, factors, len(parts.layers), parts.layers[0])
-    store = None if folder is None else _Store(Path(folder), plan)
-    was_training = model.training
+    scorers = _check(plan, factors, len(parts.layers), parts.language_model.config.hidden_size)
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         held = list(islice(streams(model, data, family), samples))
         if len(held) < 2:
             raise TokenOpsError("calibrate", "at least two items", len(held))
+        store = None if folder is None else Store(Path(folder), _settings(plan, scorers, held))
         reports = []
         for number in _shown(range(max(scorers) + 1), progress):
             layer = parts.layers[number]
@@ -153,7 +131,8 @@ def calibrate(
                 for stream in held:
                     advance(layer, stream)
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
     return Calibration(tuple(reports))
 
 
@@ -176,21 +155,23 @@ def _fit_layer(
     optimizer = torch.optim.Adam(scorer.parameters(), lr=plan.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, plan.epochs * len(train))
     steps = waited = 0
-    for _ in range(plan.epochs):
-        for i in torch.randperm(len(train), generator=generator).tolist():
-            optimizer.zero_grad(set_to_none=True)
-            with torch.enable_grad():
-                measure(scorer, *train[i], scale).backward()
-            optimizer.step()
-            schedule.step()
-            steps += 1
-        now = loss_on(check)
-        waited = 0 if now < best else waited + 1
-        if now < best:
-            best, kept = now, {name: value.clone() for name, value in scorer.state_dict().items()}
-        if waited >= plan.patience:
-            break
-    scorer.load_state_dict(kept)
+    try:
+        for _ in range(plan.epochs):
+            for i in torch.randperm(len(train), generator=generator).tolist():
+                optimizer.zero_grad(set_to_none=True)
+                with torch.enable_grad():
+                    measure(scorer, *train[i], scale).backward()
+                optimizer.step()
+                schedule.step()
+                steps += 1
+            now = loss_on(check)
+            waited = 0 if now < best else waited + 1
+            if now < best:
+                best, kept = now, {name: value.clone() for name, value in scorer.state_dict().items()}
+            if waited >= plan.patience:
+                break
+    finally:
+        scorer.load_state_dict(kept)
     scorer.zero_grad(set_to_none=True)
     mass = torch.stack([mass_curve(s, t.visual) for _, s, t in taught]).mean(0)
     return LayerReport(number, before, _fit(scorer, check, plan.keep, scale), steps, tuple(mass.tolist()))
@@ -240,40 +221,16 @@ def _fit(
     return Fit(*mean)
 
 
-class _Store:
-    """Finished layers in a folder: factors as safetensors, reports and settings as JSON."""
-
-    def __init__(self, folder: Path, plan: _Plan) -> None:
-        self.folder, self.settings = folder, asdict(plan)
-        file = folder / "settings.json"
-        if file.exists() and (found := json.loads(file.read_text())) != self.settings:
-            raise TokenOpsError("calibrate", f"the settings of {folder}, {found}", self.settings)
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(self.settings))
-
-    def _paths(self, number: int) -> tuple[Path, Path]:
-        return self.folder / f"layer-{number:03d}.safetensors", self.folder / f"layer-{number:03d}.json"
-
-    def read(self, number: int, scorer: LowRankAttention) -> LayerReport | None:
-        weights, report = self._paths(number)
-        if not report.exists():
-            return None
-        scorer.load_state_dict(require("safetensors.torch", "calibrate").load_file(weights))
-        found = json.loads(report.read_text())
-        fits = {name: Fit(**found.pop(name)) for name in ("before", "after")}
-        return LayerReport(**found | fits | {"mass": tuple(found["mass"])})
-
-    def write(self, report: LayerReport, scorer: LowRankAttention) -> None:
-        weights, file = self._paths(report.layer)
-        state = {name: value.contiguous() for name, value in scorer.state_dict().items()}
-        require("safetensors.torch", "calibrate").save_file(state, weights)
-        # last, and whole or not at all: a layer counts as finished once its report is there
-        unfinished = file.with_suffix(".part")
-        unfinished.write_text(json.dumps(asdict(report)))
-        unfinished.replace(file)
+def _settings(plan: _Plan, scorers: Mapping[int, LowRankAttention], held: list[Stream]) -> dict[str, Any]:
+    """What a run depends on: settings, factors as they begin, model and data by the first layer's input."""
+    factors = [
+        f"{n}: {scorer!r} {fingerprint(*scorer.state_dict().values())}" for n, scorer in scorers.items()
+    ]
+    seen = fingerprint(*(stream.hidden for stream in held), *(stream.visual for stream in held))
+    return asdict(plan) | {"factors": factors, "model_and_data": seen}
 
 
-def _check(plan: _Plan, factors: Any, depth: int, layer: Any) -> dict[int, LowRankAttention]:
+def _check(plan: _Plan, factors: Any, depth: int, width: int) -> dict[int, LowRankAttention]:
     for name, least in (("samples", 2), ("epochs", 1), ("patience", 1), ("seed", 0)):
         value = getattr(plan, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -283,14 +240,19 @@ def _check(plan: _Plan, factors: Any, depth: int, layer: Any) -> dict[int, LowRa
     if plan.loss not in LOSSES:
         raise TokenOpsError("calibrate", f"loss among {', '.join(LOSSES)}", repr(plan.loss))
     scorers: dict[int, LowRankAttention] = {}
-    for name, scorer in dict(factors).items():
+    if not isinstance(factors, Mapping | nn.ModuleDict):
+        raise TokenOpsError("calibrate", "factors as {layer: LowRankAttention}", type(factors).__name__)
+    for name, scorer in factors.items():
         if not str(name).isdecimal() or int(name) >= depth or not isinstance(scorer, LowRankAttention):
             expected = f"{{layer: LowRankAttention}} of {depth} layers"
             raise TokenOpsError("calibrate", expected, f"{name!r}: {type(scorer).__name__}")
         scorers[int(name)] = scorer
-    width = layer.self_attn.q_proj.in_features
     if not scorers or any(scorer.dim != width for scorer in scorers.values()):
         raise TokenOpsError("calibrate", f"factors of width {width}", [s.dim for s in scorers.values()])
+    if len({id(scorer) for scorer in scorers.values()}) < len(factors):
+        raise TokenOpsError("calibrate", "a module of its own for each layer, once", list(factors))
+    if not all(p.requires_grad for scorer in scorers.values() for p in scorer.parameters()):
+        raise TokenOpsError("calibrate", "factors that require gradients", "frozen ones")
     return scorers
 
 

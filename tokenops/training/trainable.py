@@ -37,7 +37,8 @@ class Trainable(nn.Module):
 
     Args:
         model: a transformers model of a known family; its parameters are frozen.
-        pipeline: what to train; at least one parameter must require a gradient.
+        pipeline: what to train; at least one parameter outside a route must require a gradient. Those of a
+            route are frozen.
         curriculum: weight of the auxiliary loss, progress in [0, 1] -> float.
         family: as in :func:`tokenops.attach`.
 
@@ -65,7 +66,9 @@ class Trainable(nn.Module):
         super().__init__()
         if not isinstance(pipeline, Pipeline):
             raise TokenOpsError("Trainable", "a Pipeline", type(pipeline).__name__)
-        trained = [p for p in pipeline.parameters() if p.requires_grad]
+        route = pipeline.stages.get("layers")
+        routed = set() if route is None else set(route.parameters())
+        trained = [p for p in pipeline.parameters() if p.requires_grad and p not in routed]
         if not trained:
             raise TokenOpsError("Trainable", "a pipeline with parameters to train", repr(pipeline))
         if curriculum is not None and not callable(curriculum):
@@ -75,6 +78,9 @@ class Trainable(nn.Module):
         self.__dict__["model"] = model
         self.__dict__["_thawed"] = [p for p in model.parameters() if p.requires_grad]
         model.requires_grad_(False)
+        # a route chooses hard and is calibrated, not trained
+        for parameter in routed:
+            parameter.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
         self.curriculum: Schedule = linear(0.1, 2.0) if curriculum is None else curriculum

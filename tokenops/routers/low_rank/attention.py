@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import inf
+from numbers import Real
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -80,6 +83,12 @@ class LowRankAttention(nn.Module):
             raise TokenOpsError("LowRankAttention", f"kv_heads that divide heads, {heads}", kv_heads)
         if softmax not in SOFTMAX:
             raise TokenOpsError("LowRankAttention", f"softmax among {', '.join(SOFTMAX)}", repr(softmax))
+        if scale is not None and (
+            isinstance(scale, bool) or not isinstance(scale, Real) or not 0 < scale < inf
+        ):
+            raise TokenOpsError("LowRankAttention", "a finite scale > 0", repr(scale))
+        if not isinstance(causal, bool):
+            raise TokenOpsError("LowRankAttention", "causal as a bool", repr(causal))
         head_dim = dim // heads if head_dim is None else head_dim
         _check_size("head_dim", head_dim)
         self.dim, self.rank, self.heads, self.kv_heads, self.head_dim = dim, rank, heads, kv_heads, head_dim

@@ -180,9 +180,10 @@ def straight_through(
 
 
 def whole(k: Number, ratio: bool) -> int | Tensor:
-    """K as integers (...): the next one; from a ratio as everywhere, down, and at least one token."""
+    """K as integers (...): the next one; from a ratio above 0 as everywhere, down, and at least one token."""
     if not isinstance(k, Tensor):
         return math.floor(k + 0.5)
     if ratio:
-        return (k[..., 0] + EPSILON).floor().clamp(min=1).long()
+        count = (k[..., 0] + EPSILON).floor().clamp(min=1).long()
+        return torch.where(k[..., 0] > 0, count, 0)
     return (k[..., 0].detach() + 0.5).floor().long()

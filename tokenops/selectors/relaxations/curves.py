@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,6 +42,3 @@ class Curve(NamedTuple):
     def survival(self, u: Tensor) -> Tensor:
         """1 - C(u), without cancellation where C is symmetric."""
         return self.value(-u) if self.symmetric else 1 - self.value(u)
-
-
-ROOT_TWO_PI = math.sqrt(2 * math.pi)

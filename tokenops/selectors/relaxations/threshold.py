@@ -13,7 +13,8 @@ from tokenops.selectors.relaxations.solver import SAMPLE, Number, may_look, quic
 
 
 def _inside(k: Number, n: int) -> bool:
-    return bool(((k > 0) & (k < n)).all()) if isinstance(k, Tensor) else 0 < k < n
+    share = k / n
+    return bool(((share > 0) & (share < 1)).all()) if isinstance(share, Tensor) else 0 < share < 1
 
 
 def solve_mask(
@@ -75,11 +76,10 @@ class Threshold(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep the mask, and scores and temperature where the temperature is a tensor."""
-        x, k, tau, mask, _, curve = inputs
+        x, k, tau, _, _, curve = inputs
         p, *where = output
         ctx.mark_non_differentiable(*where)
         ctx.curve, ctx.k_dtype = curve, k.dtype if isinstance(k, Tensor) else None
-        ctx.padded = mask is not None
         ctx.tau = None if isinstance(tau, Tensor) else tau
         ctx.save_for_backward(p, *((x, tau) if isinstance(tau, Tensor) else ()))
 
@@ -88,8 +88,8 @@ class Threshold(torch.autograd.Function):
         """Gradients of x, k and tau, themselves differentiable."""
         g, (p, *rest) = grads[0], ctx.saved_tensors
         v = ctx.curve.density(p)
-        # what padding hands back may be NaN, as what it holds may
-        g = torch.where(v > 0, g, 0.0) if ctx.padded else g
+        # what padding (a score of -inf too) hands back may be NaN, as what it holds may
+        g = torch.where(v > 0, g, 0.0)
         total = v.sum(-1, True).clamp(min=torch.finfo(v.dtype).tiny)
         mean = (v * g).sum(-1, True) / total
         dx, dtau = v * (g - mean), None
