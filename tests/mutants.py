@@ -36,11 +36,11 @@ MUTANTS = (
     Mutant(
         "no spread",
         f"{ENGINE}/solver.py",
-        "return torch.addcmul(p, v, rest.to(p.dtype)).clamp(0, 1)",
+        "return torch.addcmul(p, v, rest.to(p.dtype)).clamp_(0, 1)",
         "return p",
     ),
-    Mutant("threshold before spread", f"{ENGINE}/solver.py", ".clamp(0, 1), t + rest", ".clamp(0, 1), t"),
-    Mutant("quick stops early", f"{ENGINE}/solver.py", "else 2e-4", "else 2e-1"),
+    Mutant("threshold before spread", f"{ENGINE}/solver.py", ".clamp_(0, 1), t + rest", ".clamp_(0, 1), t"),
+    Mutant("quick stops early", f"{ENGINE}/solver.py", "else 5e-4", "else 2e-1"),
     Mutant(
         "half-precision solve",
         f"{ENGINE}/apply.py",

@@ -192,7 +192,7 @@ def temperature_scales(relax: Any, draw: Draw) -> None:
 
 
 def a_ratio_is_of_the_valid(relax: Any, draw: Draw) -> None:
-    """ratio: that share of the row's own valid tokens; hard, rounded down but to one token at least."""
+    """ratio: that share of the row's own valid tokens; hard, rounded down, above 0 to one token at least."""
     if not {"ratio", "hard"} <= set(needs(relax)):
         return
     x, _ = _case(draw)
@@ -203,7 +203,7 @@ def a_ratio_is_of_the_valid(relax: Any, draw: Draw) -> None:
         p = relax(x, ratio=ratio, mask=mask)
         assert_close(p, relax(x, share * valid, mask=mask), 1e-6)
         ones = relax(x, ratio=ratio, mask=mask, hard=True).sum(-1)
-        wanted = (share * valid + 1e-6).floor().clamp(min=1).minimum(valid)
+        wanted = (share * valid + 1e-6).floor().clamp(min=1).minimum(valid) * (share > 0)
         assert torch.equal(ones, wanted.to(ones.dtype)), "hard must round a ratio down, but keep one token"
 
 
