@@ -77,8 +77,8 @@ def soft_topk(
             the budget by itself: a number, or a tensor whose last axis runs over the segments. So does the
             temperature. Reads the number of segments from the device.
         dim: the token axis.
-        hard: ones at the round(k) highest scores of each row (of a ratio above 0: rounded down, at least one; lowest
-            index wins ties), zeros elsewhere, with the gradient of the soft mask.
+        hard: ones at the round(k) highest scores of each row (of a ratio above 0: rounded down, at least one;
+            lowest index wins ties), zeros elsewhere, with the gradient of the soft mask.
         noise: ``"gumbel"``, ``"logistic"`` or ``"gaussian"`` noise added to the scores before all else.
         noise_scale: its scale, in units of the scores: a number >= 0 or a tensor per row.
         generator: where the noise is drawn from; the global generator if None.
