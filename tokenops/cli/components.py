@@ -29,7 +29,7 @@ def components() -> list[Component]:
     """Everything that is registered, recipes first.
 
     >>> [c.name for c in components() if c.kind == "recipe"][:2]
-    ['cls_attention', 'feature_norm']
+    ['alvts', 'cls_attention']
     """
     for name in _packages():
         importlib.import_module(name)
