@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import DynamicCache, QuantizedCache, StaticCache
 
 import tokenops
-from tokenops import TokenOpsError
-from tokenops.selectors.scorers import last_attention, next_attention
+from tokenops import Pipeline, TokenOpsError
+from tokenops.routers import Route
+from tokenops.selectors.scorers import feature_norm, last_attention, next_attention
 
 KEEPS = (0.6, None, 0.2)
 
@@ -275,3 +276,23 @@ def test_other_backends_are_refused(family: str) -> None:
             model(**inputs)
         model.model.language_model.config._attn_implementation_internal = "sdpa"
         assert torch.equal(model(**inputs).logits, want)
+
+
+def test_a_cache_whose_call_broke_off_is_refused() -> None:
+    m = ref.model("llava")
+    inputs = tiny.sample("llava", [0], 1)
+    pipeline = Pipeline(layers=Route(feature_norm, 0.5))
+
+    def breaks(*_: Any) -> None:
+        raise RuntimeError("in the middle")
+
+    with tokenops.attach(m, pipeline), torch.no_grad():
+        cache = m(**inputs, use_cache=True).past_key_values
+        more = ref.extend(inputs, torch.tensor([[5]]))
+        again = {"input_ids": more["input_ids"][:, -1:], "attention_mask": more["attention_mask"]}
+        hook = m.model.language_model.layers[1].mlp.register_forward_pre_hook(breaks)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            m(**again, past_key_values=cache)
+        hook.remove()
+        with pytest.raises(TokenOpsError, match="came to its end"):
+            m(**again, past_key_values=cache)
