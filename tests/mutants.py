@@ -27,7 +27,7 @@ MUTANTS = (
     Mutant(
         "rows coupled", f"{ENGINE}/threshold.py", "total = v.sum(-1, True)", "total = v.sum(-1, True).mean()"
     ),
-    Mutant("missing mask", f"{ENGINE}/threshold.py", "else (x != -math.inf) & mask", "else x != -math.inf"),
+    Mutant("missing mask", f"{ENGINE}/solver.py", "else (x != -math.inf) & mask", "else x != -math.inf"),
     Mutant("unseen -inf", f"{ENGINE}/threshold.py", " and float(x.amin()) > -math.inf", ""),
     Mutant("nothing kept, all kept", f"{ENGINE}/threshold.py", "k <= 0, k >=", "k < 0, k >"),
     Mutant("one iteration", f"{ENGINE}/solver.py", "range(5 if wide else 3)", "range(1)"),

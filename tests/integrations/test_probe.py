@@ -128,7 +128,7 @@ def test_switching_the_attention_while_attached(family: str) -> None:
     block = model.model.vision_tower.encoder.layers[1].self_attn
     assert block.config is config
     assert config._attn_implementation == "eager"
-    assert "_tokenops_sink" not in vars(block)
+    assert "_tokenops_lens" not in vars(block)
     with torch.no_grad(), tokenops.attach(model, BY_CLS):
         assert torch.equal(model(**inputs).logits, eager)
 

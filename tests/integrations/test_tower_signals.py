@@ -188,7 +188,7 @@ def test_nothing_is_read_for_pipelines_that_do_not_ask() -> None:
     model, inputs = ref.model("qwen2_5_vl"), tiny.sample("qwen2_5_vl", [0], 1)
 
     def probed() -> int:
-        return sum("_tokenops_sink" in vars(m) for m in model.modules())
+        return sum("_tokenops_lens" in vars(m) for m in model.modules())
 
     with torch.no_grad():
         plain = model(**inputs).logits

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from tokenops.errors import TokenOpsError
 from tokenops.integrations.families import Family, Parts, find_parts
 from tokenops.integrations.layer_trace import layer_traces, mean_tokens
-from tokenops.integrations.probe import READS, find_tower, probe, unprobe
+from tokenops.integrations.lens import put_lens, remove_lenses
+from tokenops.integrations.probe import READS, find_tower, probe
 from tokenops.integrations.route_checks import ROWS as _ROWS
 from tokenops.integrations.route_checks import check_route
-from tokenops.integrations.row_probe import put_lens, remove_lenses
 from tokenops.integrations.state import State
 from tokenops.integrations.trace import Trace
 from tokenops.integrations.visual import Decision, traces
@@ -58,7 +58,7 @@ class Handle:
         before = () if decision is None else traces("after_projector", decision)
         if state.routing is None:
             return before
-        return before + layer_traces(state.routing, state.placed, decision, state.layers)
+        return before + layer_traces(state.routing, state.placed, before, state.layers)
 
     @property
     def tokens_per_layer(self) -> tuple[float, ...]:
@@ -178,7 +178,7 @@ def _detach(parts: Parts) -> None:
     for module, method, _ in _places(parts):
         if is_wrapped(module, method):
             unwrap(module, method)
-    unprobe(parts.vision_tower)
+    remove_lenses(parts.vision_tower)
     remove_lenses(parts.language_model)
     for module in (parts.base, parts.language_model, *parts.layers):
         module.__dict__.pop(_STATE, None)

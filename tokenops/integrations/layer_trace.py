@@ -9,16 +9,15 @@ from torch import Tensor
 
 from tokenops.integrations.routing import Routing
 from tokenops.integrations.trace import Trace
-from tokenops.integrations.visual import Decision, Placed, traces
+from tokenops.integrations.visual import Decision, Placed
 from tokenops.tokenmap import Selection
 
 
 def layer_traces(
-    routing: Routing, placed: Sequence[Placed], decision: Decision | None, layers: int
+    routing: Routing, placed: Sequence[Placed], before: Sequence[Trace], layers: int
 ) -> tuple[Trace, ...]:
-    """One :class:`Trace` per routed layer and unit."""
+    """One :class:`Trace` per routed layer and unit; ``before`` are those of the stage before the layers."""
     assert routing.route is not None
-    before = () if decision is None else traces("after_projector", decision)
     mass = [(t.positions, t.mass) for t in before] or [None] * len(placed)
     out = []
     for layer in range(layers):

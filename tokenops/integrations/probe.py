@@ -1,14 +1,11 @@
-"""Attention and keys of one module, without maps and without leaving the fast attention.
+"""What components want to know of the vision tower: attention and keys of one of its modules, without maps.
 
-The module gets a copied config that names a registered probe. The probe reads what is wanted from the queries
-and keys it is handed, a bounded number of rows at a time, and delegates to the attention the model would have
-used.
+They are read from the queries and keys that a :class:`~tokenops.integrations.lens.Lens` shows, a bounded
+number of rows at a time.
 """
 
 from __future__ import annotations
 
-import copy
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -20,10 +17,9 @@ from torch import Tensor
 from tokenops.errors import TokenOpsError
 from tokenops.integrations.families import Family, Parts, Tower
 from tokenops.integrations.layouts import Unit
+from tokenops.integrations.lens import put_lens
 from tokenops.integrations.wrap import eager
 
-PROBE = "tokenops_probe"
-_SINK = "_tokenops_sink"
 _AT_ONCE = 1 << 24  # entries of attention maps held at a time, 64 MiB
 
 
@@ -56,25 +52,17 @@ READS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 }
 
 
-def _probe(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    sink = module.__dict__[_SINK]
-    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    with torch.autocast(query.device.type, enabled=False):
-        sink.put({name: READS[name](query.detach(), key.detach(), scale) for name in sink.wanted})
-    name = sink.config._attn_implementation
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    function: Any = eager if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
-    return function(module, query, key, value, attention_mask, **kwargs)
-
-
 class Sink:
     """Holds what was read since it was last emptied, per thread: name -> one tensor for each call."""
 
-    def __init__(self, config: Any, layer: Any, wanted: Iterable[str]) -> None:
-        self.config, self.layer, self.wanted = config, layer, tuple(sorted(wanted))
+    def __init__(self, layer: Any, wanted: Iterable[str]) -> None:
+        self.layer, self.wanted = layer, tuple(sorted(wanted))
         self.local = threading.local()
+
+    def read(self, query: Tensor, key: Tensor, scale: float) -> None:
+        """Look at one call of the module."""
+        with torch.autocast(query.device.type, enabled=False):
+            self.put({name: READS[name](query.detach(), key.detach(), scale) for name in self.wanted})
 
     @eager
     def put(self, read: dict[str, Tensor]) -> None:
@@ -101,15 +89,6 @@ class Sink:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, local=threading.local())
-
-
-def _register() -> None:
-    """The kind of global this library sets: attention and mask functions known to transformers."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-    from transformers.modeling_utils import AttentionInterface
-
-    AttentionInterface.register(PROBE, _probe)
-    AttentionMaskInterface.register(PROBE, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
 
 
 def find_tower(parts: Parts, signal: str) -> Tower:
@@ -156,20 +135,9 @@ def probe(parts: Parts, signals: Iterable[str]) -> Sink:
     """
     (tower, *_) = [find_tower(parts, signal) for signal in sorted(signals)]
     module = find_attention(parts, tower)
-    _register()
-    sink = Sink(module.config, getattr(parts.base.config, "vision_feature_layer", None), signals)
-    probing = copy.copy(module.config)
-    probing._attn_implementation_internal = PROBE
-    module.config = probing
-    module.__dict__[_SINK] = sink
+    sink = Sink(getattr(parts.base.config, "vision_feature_layer", None), signals)
+    put_lens(module, sink.read)
     return sink
-
-
-def unprobe(model: Any) -> None:
-    """Give every probed module of ``model`` its config back."""
-    for module in model.modules():
-        if (sink := module.__dict__.pop(_SINK, None)) is not None:
-            module.config = sink.config
 
 
 def note_signals(sink: Sink, base: Any, family: Family, units: Sequence[Unit]) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tokenops.integrations.cache import LayerStore
+from tokenops.integrations.lens import attention_row, implementation_of, lens_of
 from tokenops.integrations.masks import for_backend, key_validity, reduce_4d
-from tokenops.integrations.row_probe import attention_row, lens_of
 from tokenops.integrations.visual import Placed
 from tokenops.kernels.rows import gather_rows
 from tokenops.routers.route import Route
@@ -191,9 +191,7 @@ class Routing:
         return self._leaves_out(layer)
 
     def _mask(self, layer: int, tokens: Selection, arguments: Mapping[str, Any], module: Any) -> Any:
-        implementation, dtype = module.self_attn.config._attn_implementation, arguments["hidden_states"].dtype
-        if lens := module.self_attn.__dict__.get("_tokenops_lens"):
-            implementation = lens.config._attn_implementation
+        implementation, dtype = implementation_of(module.self_attn), arguments["hidden_states"].dtype
         source, seen = self.store.source[layer], self.store.seen
         given = next(iter(self.given.values())) if isinstance(self.given, Mapping) else self.given
         if isinstance(given, Tensor) and given.ndim == 4:

@@ -31,6 +31,13 @@ def new_validity(arguments: Mapping[str, Any]) -> Tensor:
     return query_validity(arguments.get("attention_mask"), *embeds.shape[:2], embeds.device)
 
 
+def every_token(arguments: Mapping[str, Any]) -> Selection:
+    """The new tokens of a call, all of them; padding is filler."""
+    b, length = arguments["inputs_embeds"].shape[:2]
+    valid = new_validity(arguments)
+    return Selection(torch.arange(length, device=valid.device).expand(b, length), valid, length)
+
+
 def gated(arguments: dict[str, Any], gate: Tensor, how: str, implementation: str | None) -> dict[str, Any]:
     """Arguments for all tokens, weighted by the soft mask of training: features, or keys in every layer."""
     embeds = arguments["inputs_embeds"]
@@ -61,9 +68,7 @@ def run_short(
     b, length = embeds.shape[:2]
     _check_call(arguments, chosen, implementation)
     shorter = chosen is not None
-    if chosen is None:
-        index = torch.arange(length, device=embeds.device).expand(b, length)
-        chosen = Selection(index, new_validity(arguments), length)
+    chosen = every_token(arguments) if chosen is None else chosen
     kept = kept_layer(cache)
     before = stored_source(cache, b, embeds.device)
     dropped = kept.dropped if kept is not None else 0

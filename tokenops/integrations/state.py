@@ -15,7 +15,7 @@ from tokenops.integrations.families import Parts
 from tokenops.integrations.layouts import Unit
 from tokenops.integrations.probe import Sink, note_signals
 from tokenops.integrations.routing import Routing, units_of, with_budgets
-from tokenops.integrations.sequence import gated, new_validity, run_routed, run_short
+from tokenops.integrations.sequence import every_token, gated, new_validity, run_routed, run_short
 from tokenops.integrations.visual import Decision, Placed, decide, place
 from tokenops.integrations.wrap import eager
 from tokenops.pipeline import Pipeline
@@ -217,9 +217,7 @@ class State:
         units = units_of(placed, (b, length), chosen) if placed else None
         if units is not None and chosen is None and self.local.decision is not None:
             units = with_budgets(units, self.local.decision.over_sequence)
-        if chosen is None:
-            index = torch.arange(length, device=embeds.device).expand(b, length)
-            chosen = Selection(index, new_validity(arguments), length)
+        chosen = every_token(arguments) if chosen is None else chosen
         store = LayerStore(cache, self.layers, b, embeds.device)
         routing = Routing(self.route, units, chosen, arguments.get("attention_mask"), store)
         if placed:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tokenops.errors import TokenOpsError
 from tokenops.integrations import attach
 from tokenops.integrations.families import Family, find_parts
+from tokenops.integrations.lens import put_lens, remove_lenses
 from tokenops.integrations.masks import query_validity
-from tokenops.integrations.row_probe import put_lens, remove_lenses
 from tokenops.recipes import uniform
 from tokenops.routers import attention_scores
 

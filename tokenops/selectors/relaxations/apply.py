@@ -15,9 +15,8 @@ from tokenops.errors import TokenOpsError
 from tokenops.kernels.topk import hard_topk
 from tokenops.selectors.relaxations.curves import Curve
 from tokenops.selectors.relaxations.segments import check_segments, in_rows
+from tokenops.selectors.relaxations.solver import Number, valid_tokens
 from tokenops.selectors.relaxations.threshold import Threshold
-
-Number = float | Tensor
 
 
 class Budgeted(NamedTuple):
@@ -78,6 +77,12 @@ def check_scores(who: str, scores: Tensor, mask: Tensor | None, dim: int) -> Non
         raise TokenOpsError(who, f"mask bool {tuple(scores.shape)}", got)
 
 
+def check_out_dtype(who: str, out_dtype: object) -> None:
+    """Raise TokenOpsError for what is neither None nor a floating dtype."""
+    if out_dtype is not None and not (isinstance(out_dtype, torch.dtype) and out_dtype.is_floating_point):
+        raise TokenOpsError(who, "a float out_dtype", out_dtype)
+
+
 def budgeted(
     who: str,
     scores: Tensor,
@@ -109,8 +114,8 @@ def budgeted(
     else:
         check_number(who, "ratio", ratio, 0.0, 1.0)
         most = ratio * n
-    valid = x != -math.inf if mask is None else (x != -math.inf) & mask
-    return Budgeted(x, ratio * valid.sum(-1, True).double(), temperature, mask, most)
+    count = valid_tokens(x, mask).sum(-1, True).double()
+    return Budgeted(x, ratio * count, temperature, mask, most)
 
 
 def threshold_topk(
@@ -135,8 +140,7 @@ def threshold_topk(
     mask from the soft one, k (... 1) and the valid tokens, instead of Top-K of the scores.
     """
     check_scores(who, scores, mask, dim)
-    if out_dtype is not None and not (isinstance(out_dtype, torch.dtype) and out_dtype.is_floating_point):
-        raise TokenOpsError(who, "a float out_dtype", out_dtype)
+    check_out_dtype(who, out_dtype)
     last = dim in (-1, scores.ndim - 1)
     x = scores if last else scores.movedim(dim, -1)
     mask = mask if last or mask is None else mask.movedim(dim, -1)
@@ -152,8 +156,7 @@ def threshold_topk(
     else:
         p, center, t = Threshold.apply(x, given.k, tau, mask, given.most, curve)
     if isinstance(tau, Tensor):
-        padding = x == -math.inf if mask is None else ~mask | (x == -math.inf)
-        p = torch.where(tau > 0, p, math.nan).masked_fill(padding, 0.0)
+        p = torch.where(tau > 0, p, math.nan).masked_fill(~valid_tokens(x, mask), 0.0)
     if hard or choose is not None:
         p = straight_through(p, x, given.k, mask, ratio is not None, choose)
     p = p.to(out_dtype or p.dtype)
@@ -170,13 +173,13 @@ def straight_through(
     choose: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The hard Top-K of ``x``, or what ``choose`` makes of p, k and valid tokens, with the gradient of p."""
-    padding = x == -math.inf if mask is None else ~mask | (x == -math.inf)
+    valid = valid_tokens(x, mask)
     if choose is None:
-        ones = hard_topk(x, whole(k, ratio), mask=~padding)
+        ones = hard_topk(x, whole(k, ratio), mask=valid)
     else:
         k = k if isinstance(k, Tensor) else x.new_full((*x.shape[:-1], 1), k, dtype=torch.float64)
-        ones = choose(p.detach(), k, ~padding)
-    return (ones.to(p.dtype) + (p - p.detach())).masked_fill(padding, 0.0)
+        ones = choose(p.detach(), k, valid)
+    return (ones.to(p.dtype) + (p - p.detach())).masked_fill(~valid, 0.0)
 
 
 def whole(k: Number, ratio: bool) -> int | Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,7 @@ from tokenops.selectors.relaxations.gaussian import GAUSSIAN
 from tokenops.selectors.relaxations.laplace import LAPLACE
 from tokenops.selectors.relaxations.noise import NOISES, draw_noise
 from tokenops.selectors.relaxations.sigmoid import LOGISTIC
-from tokenops.selectors.relaxations.solver import balance, cut
+from tokenops.selectors.relaxations.solver import balance, cut, valid_tokens
 from tokenops.shapes import Bool, Float, Int
 
 LIMIT = torch.finfo(torch.float64).max / 4
@@ -205,7 +203,7 @@ def log_balance(
         raise TokenOpsError(who, f"threshold per row {tuple(x.shape[:-1])}", got)
     if not x.shape[-1]:
         return threshold.double() * 0
-    valid = x != -math.inf if given.mask is None else (x != -math.inf) & given.mask
+    valid = valid_tokens(x, given.mask)
     count = torch.as_tensor(given.k, dtype=torch.float64, device=x.device).expand(*x.shape[:-1], 1)
     at = cut(x.masked_fill(~valid, -LIMIT), count, given.tau, valid, x.shape[-1], curve)
     t = (at.center - threshold[..., None].double()) / given.tau

@@ -11,8 +11,9 @@ from torch import Tensor
 from tokenops.errors import TokenOpsError
 from tokenops.kernels.topk import hard_topk
 from tokenops.registry import register
-from tokenops.selectors.relaxations.apply import budgeted, check_scores, whole
+from tokenops.selectors.relaxations.apply import budgeted, check_out_dtype, check_scores, whole
 from tokenops.selectors.relaxations.noise import draw_noise
+from tokenops.selectors.relaxations.solver import valid_tokens
 from tokenops.shapes import Bool, Float
 
 # minus the gradient of the log-density of each noise
@@ -131,10 +132,11 @@ def perturbed_topk(
     who keep ordered one-hot vectors (S k n) and subtract no mean.
     """
     check_scores("perturbed_topk", scores, mask, dim)
-    _check(samples, sigma, noise, out_dtype)
+    check_out_dtype("perturbed_topk", out_dtype)
+    _check(samples, sigma, noise)
     mask = None if mask is None else mask.movedim(dim, -1)
     x, k, sigma, mask, _ = budgeted("perturbed_topk", scores.movedim(dim, -1), k, ratio, sigma, mask)
-    valid = x != -math.inf if mask is None else (x != -math.inf) & mask
+    valid = valid_tokens(x, mask)
     count = torch.as_tensor(whole(k, ratio is not None), device=x.device).expand(x.shape[:-1])
     limit = torch.finfo(x.dtype).max / 4
     u = (x.masked_fill(~valid, 0.0) / sigma).clamp(-limit, limit)
@@ -149,12 +151,10 @@ def perturbed_topk(
     return y.to(out_dtype or x.dtype).movedim(-1, dim)
 
 
-def _check(samples: int, sigma: float | Tensor, noise: str, out_dtype: torch.dtype | None) -> None:
+def _check(samples: int, sigma: float | Tensor, noise: str) -> None:
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
         raise TokenOpsError("perturbed_topk", "samples as an int >= 2", repr(samples))
     if not isinstance(sigma, Tensor) and not (isinstance(sigma, float | int) and 0 < sigma < math.inf):
         raise TokenOpsError("perturbed_topk", "sigma as a tensor per row or a number > 0", repr(sigma))
     if noise not in SLOPES:
         raise TokenOpsError("perturbed_topk", f"noise as one of {', '.join(SLOPES)}", repr(noise))
-    if out_dtype is not None and not out_dtype.is_floating_point:
-        raise TokenOpsError("perturbed_topk", "a float out_dtype", out_dtype)

@@ -39,6 +39,11 @@ def may_look(x: Tensor) -> bool:
     return plain and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def valid_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
+    """True where a score counts: not padding, and not -inf, which is padding too."""
+    return x != -math.inf if mask is None else (x != -math.inf) & mask
+
+
 class Cut(NamedTuple):
     """A row seen from the cut between kept and dropped, ``center`` (... 1).
 

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from tokenops.selectors.relaxations.curves import Curve
-from tokenops.selectors.relaxations.solver import SAMPLE, Number, may_look, quick, solve, spread_rest
+from tokenops.selectors.relaxations.solver import (
+    SAMPLE,
+    Number,
+    may_look,
+    quick,
+    solve,
+    spread_rest,
+    valid_tokens,
+)
 
 
 def _inside(k: Number, n: int) -> bool:
@@ -30,7 +38,7 @@ def solve_mask(
     full = full and float(x.amin()) > -math.inf
     limit, valid = torch.finfo(x.dtype).max / 4, mask
     if not full:
-        valid = x != -math.inf if mask is None else (x != -math.inf) & mask
+        valid = valid_tokens(x, mask)
         x = x.masked_fill(~valid, -limit)
     x = x.clamp(-limit, limit)
     exact = not isinstance(k, Tensor)

@@ -1,8 +1,8 @@
-"""One row of a decoder layer's attention, read from the queries and keys the layer itself computes.
+"""Looking at the queries and keys of an attention module, without leaving its fast attention.
 
-As in :mod:`tokenops.integrations.probe`, the attention module gets a copied config that names a registered
-function, which looks at queries and keys and delegates. Whoever wants to look arms the :class:`Lens` around a
-call of the module.
+The module gets a copied config that names a registered function, which shows queries and keys and delegates
+to the attention the model would have used. Whoever wants to look says so once and for all, or arms the
+:class:`Lens` around a call of the module.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROWS = "tokenops_rows"
+LENS = "tokenops_lens"
 _LENS = "_tokenops_lens"
 Look = Callable[[Tensor, Tensor, float], None]
 
 
 class Lens:
-    """Shows queries (b h q e) and keys (b g k e) of a call of an attention module, per thread."""
+    """Shows queries (b h q e) and keys (b g k e) of an attention module to ``always``, or to who armed it.
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
+    Arming is per thread.
+    """
+
+    def __init__(self, config: Any, always: Look | None = None) -> None:
+        self.config, self.always = config, always
         self.local = threading.local()
 
     @contextmanager
@@ -41,16 +44,18 @@ class Lens:
     @property
     def look(self) -> tuple[Look | None, bool]:
         """Who looks, and whether only that is wanted."""
+        if self.always is not None:
+            return self.always, False
         return getattr(self.local, "look", None), getattr(self.local, "only", False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config}
+        return {"config": self.config, "always": self.always}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, local=threading.local())
 
 
-def _rows(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+def _show(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     lens = module.__dict__[_LENS]
@@ -65,16 +70,19 @@ def _rows(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask
     return function(module, query, key, value, attention_mask, **kwargs)
 
 
-def put_lens(module: Any) -> Lens:
-    """Make an attention module show its queries and keys when asked to."""
+def put_lens(module: Any, always: Look | None = None) -> Lens:
+    """Make an attention module show its queries and keys: to ``always`` in every call, or when armed.
+
+    Registering the function with transformers is the one global this library sets.
+    """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
     from transformers.modeling_utils import AttentionInterface
 
-    AttentionInterface.register(ROWS, _rows)
-    AttentionMaskInterface.register(ROWS, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-    lens = Lens(module.config)
+    AttentionInterface.register(LENS, _show)
+    AttentionMaskInterface.register(LENS, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    lens = Lens(module.config, always)
     showing = copy.copy(module.config)
-    showing._attn_implementation_internal = ROWS
+    showing._attn_implementation_internal = LENS
     module.config = showing
     module.__dict__[_LENS] = lens
     return lens
@@ -83,6 +91,12 @@ def put_lens(module: Any) -> Lens:
 def lens_of(module: Any) -> Lens:
     """The lens of a module that has one."""
     return module.__dict__[_LENS]
+
+
+def implementation_of(module: Any) -> str:
+    """The attention that a module runs, behind a lens if it has one."""
+    lens = module.__dict__.get(_LENS)
+    return (module.config if lens is None else lens.config)._attn_implementation
 
 
 def remove_lenses(model: Any) -> None:
