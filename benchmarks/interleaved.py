@@ -16,7 +16,8 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 import numpy as np
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+
+from tokenops.analysis.measure import memory
 
 Mask = Callable[[Tensor], Tensor]
 
@@ -54,6 +55,19 @@ def interleave(
     return {name: np.array(values[1:]) for name, values in times.items()}
 
 
+def in_turn(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, np.ndarray]:
+    """What each call says it took in each round, the order turning; one more round to warm up."""
+    names, took = list(calls), {name: [] for name in calls}
+    gc.collect()
+    gc.disable()
+    for i in range(rounds + 1):
+        for j in range(len(names)):
+            name = names[(i + j) % len(names)]
+            took[name].append(calls[name]())
+    gc.enable()
+    return {name: np.array(values[1:]) for name, values in took.items()}
+
+
 def sets_for(n: int) -> int:
     """Data sets per repetition: more of the short ones."""
     return max(2, min(8, 16384 // n))
@@ -64,17 +78,28 @@ def spread(values: np.ndarray) -> list[float]:
     return [float(f"{q:.4g}") for q in np.quantile(values, [0.25, 0.5, 0.75])]
 
 
+def held_bytes(call: Callable[[], Any]) -> int:
+    """Most bytes that a call holds at once on the CPU, beside what was there before.
+
+    Raises:
+        RuntimeError: this torch has no profiler that sees allocations.
+    """
+    peak, _ = memory.peak_bytes(call, torch.device("cpu"))
+    if peak is None:
+        raise RuntimeError(memory.NO_PROFILER)
+    return peak
+
+
 def peak_bytes(mask: Mask, x: Tensor) -> int:
     """Most bytes that a forward and backward pass holds at once, beside the scores."""
     x = x.detach().requires_grad_()
     torch.autograd.grad(mask(x).sum(), x)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+
+    def both() -> None:
         p = mask(x)
         torch.autograd.grad(p, x, torch.ones_like(p))
-    assert record.profiler is not None
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-    return int(held.max(initial=0))
+
+    return held_bytes(both)
 
 
 def machine() -> dict[str, Any]:

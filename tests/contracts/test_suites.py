@@ -164,6 +164,35 @@ def test_wrong_kernels_are_caught() -> None:
             check_kernel(kernel, case, reference=double)
 
 
+def test_kernels_see_the_memory_of_the_case() -> None:
+    """Strides, and what lies between the numbers; the gradients are those of the numbers alone."""
+    seen = []
+
+    def case(draw: Draw) -> Any:
+        buffer = torch.full((4, 6), float("nan"))
+        buffer[:, ::2] = draw.normal(4, 3)
+        return (buffer.t()[::2], torch.ones(2, 1).expand(2, 3)), {}
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        seen.append((x.stride(), y.stride(), bool(x.as_strided((24,), (1,), 0).isnan().any())))
+        return x.sum(0) + y.sum()
+
+    check_kernel(kernel, case, reference=lambda x, y: x.sum(0) + y.sum())
+    assert set(seen) == {((2, 6), (1, 0), True)}
+
+
+def test_roundings_of_cancelled_terms_are_allowed_when_asked_for() -> None:
+    def case(draw: Draw) -> Any:
+        return (draw.normal(3).half(),), {}
+
+    def cancelling(x: Tensor) -> Tensor:
+        return 1e-3 + 0 * x
+
+    check_kernel(cancelling, case, reference=lambda x: 0 * x, atol=0, terms=1)
+    with pytest.raises(AssertionError):
+        check_kernel(cancelling, case, reference=lambda x: 0 * x, atol=0)
+
+
 def test_missing_hypothesis_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hypothesis", None)
     with pytest.raises(TokenOpsError, match=r"tokenops\[dev\]"):

@@ -21,7 +21,11 @@ def _flat(index: Tensor, n: int) -> Tensor:
 
 @register("kernel")
 def gather_rows(x: Tensor, index: Int[Tensor, "b k"]) -> Tensor:
-    """``out[i, j] = x[i, index[i, j]]``: (b n ...), (b k) -> (b k ...).
+    r"""The rows of ``x`` that an index names.
+
+    .. math:: y_{ij} = x_{i,\,\mathrm{index}_{ij}}
+
+    Shapes: x (b n ...), index (b k) -> (b k ...).
 
     >>> gather_rows(torch.tensor([[10, 11, 12]]), torch.tensor([[2, 0]]))
     tensor([[12, 10]])
@@ -32,7 +36,12 @@ def gather_rows(x: Tensor, index: Int[Tensor, "b k"]) -> Tensor:
 
 @register("kernel")
 def put_rows(into: Tensor, index: Int[Tensor, "b k"], valid: Bool[Tensor, "b k"], y: Tensor) -> Tensor:
-    """A copy of ``into`` (b n ...) with ``out[i, index[i, j]] = y[i, j]`` where ``valid[i, j]``.
+    r"""A copy of ``into`` with the valid rows of ``y`` at the places that an index names.
+
+    .. math:: z_{i,\,\mathrm{index}_{ij}} = y_{ij} \text{ where } \mathrm{valid}_{ij}, \qquad
+        z = x \text{ elsewhere}
+
+    Shapes: into x (b n ...), index and valid (b k), y (b k ...) -> (b n ...).
 
     >>> put_rows(torch.zeros(1, 3), torch.tensor([[2, 0]]), torch.tensor([[True, False]]), torch.ones(1, 2))
     tensor([[0., 0., 1.]])
@@ -48,9 +57,12 @@ def put_rows(into: Tensor, index: Int[Tensor, "b k"], valid: Bool[Tensor, "b k"]
 def pool_rows(
     x: Tensor, group: Int[Tensor, "b n"], weight: Float[Tensor, "b n"], k: int
 ) -> tuple[Tensor, Float[Tensor, "b k"]]:
-    """Weighted sums per group and the mass of each group; group -1 counts nowhere.
+    r"""Weighted sums per group and the mass of each group; group -1 counts nowhere.
 
-    (b n ...), (b n), (b n) -> (b k ...), (b k), accumulated in float32 or wider.
+    .. math:: y_{ig} = \sum_{j:\ \mathrm{group}_{ij} = g} w_{ij} x_{ij}, \qquad
+        m_{ig} = \sum_{j:\ \mathrm{group}_{ij} = g} w_{ij}
+
+    Shapes: x (b n ...), group and weight (b n) -> (b k ...), (b k), accumulated in float32 or wider.
 
     >>> pool_rows(torch.ones(1, 3, 1), torch.tensor([[0, 0, -1]]), torch.tensor([[1.0, 2.0, 5.0]]), 1)
     (tensor([[[3.]]]), tensor([[3.]]))

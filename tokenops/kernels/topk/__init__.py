@@ -19,7 +19,11 @@ def hard_topk(
     *,
     mask: Bool[Tensor, "... n"] | None = None,
 ) -> Bool[Tensor, "... n"]:
-    """True at the ``min(k, valid)`` highest scores of every row.
+    r"""True at the ``min(k, valid)`` highest scores of every row.
+
+    .. math:: m_i = 1 \iff \#\{j : s_j > s_i \text{ or } (s_j = s_i,\ j < i)\} < k
+
+    over the valid tokens of a row.
 
     Equal scores: the lowest index wins. NaN and ``-inf`` rank below every number but above padding, so the
     count stays exact. ``k <= 0`` keeps nothing.
