@@ -31,7 +31,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, who: str = "tokenops demo") -> None:
     """Refuse a folder that cannot be written to, before any work is done; creates nothing.
 
     Raises:
@@ -43,6 +43,6 @@ def check_folder(folder: Path) -> None:
     while not there.exists():
         there = there.parent
     if not there.is_dir():
-        raise TokenOpsError("tokenops demo", "a folder to write to", f"the file {there}")
+        raise TokenOpsError(who, "a folder to write to", f"the file {there}")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise TokenOpsError("tokenops demo", "a folder that may be written to", there)
+        raise TokenOpsError(who, "a folder that may be written to", there)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tokenops.analysis.measure.memory import stored_bytes
 from tokenops.demo.answering import encode
 from tokenops.demo.methods import BUDGETS, Asked, Subject
 from tokenops.errors import TokenOpsError
@@ -59,17 +60,6 @@ class Prefill:
     kv_bytes: int
     tokens: int
     n: int
-
-
-def stored_bytes(cache: Any) -> int:
-    """Bytes of the keys and values a cache really holds.
-
-    >>> from types import SimpleNamespace
-    >>> layer = SimpleNamespace(keys=torch.zeros(1, 2, 5, 8), values=torch.zeros(1, 2, 5, 8))
-    >>> stored_bytes(SimpleNamespace(layers=[layer, layer]))
-    1280
-    """
-    return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
 
 
 def same_length(scenes: Sequence[Scene], number: int = BATCH) -> list[Asked]:
