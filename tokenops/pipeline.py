@@ -15,7 +15,8 @@ class Pipeline(nn.Module):
     """What happens where: ``Pipeline(after_projector=Prune(TopK(scorer, keep=0.2)))``.
 
     Places: ``after_projector`` (between the projector or patch merger and the language model) and ``layers``
-    (around the layers of the language model). Two pipelines join with ``|``. A pipeline is a module: its
+    (around the layers of the language model); in a vision transformer of timm, between its patch embedding
+    and its blocks, and around those. Two pipelines join with ``|``. A pipeline is a module: its
     ``state_dict`` holds the parameters of the stages, ``train()`` switches soft selection on where a
     relaxation is set.
 
@@ -24,6 +25,8 @@ class Pipeline(nn.Module):
 
     >>> Pipeline() | Pipeline()
     Pipeline()
+    >>> list(Pipeline(after_projector=nn.Identity()).stages)
+    ['after_projector']
     """
 
     def __init__(self, **stages: nn.Module) -> None:

@@ -39,9 +39,12 @@ class Stage(nn.Module):
         return {name: must for name, must in needs(self.selector).items() if name != "mask"}
 
     def select(
-        self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"], signals: Mapping[str, Tensor | None]
+        self,
+        x: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "b n"] | None,
+        signals: Mapping[str, Tensor | None],
     ) -> Selection:
-        """Ask the selector, with the signals it takes; ``mask`` False marks padding.
+        """Ask the selector, with the signals it takes; ``mask`` False marks padding, None is without.
 
         Raises:
             TokenOpsError: a required signal is missing, or the selector returns no Selection of (b n).
@@ -49,19 +52,22 @@ class Stage(nn.Module):
         chosen = self.selector(x, **{**supply(self.selector, {**signals, "mask": mask}), "mask": mask})
         if not isinstance(chosen, Selection):
             raise TokenOpsError(name_of(self.selector), "to return a Selection", type(chosen).__name__)
-        if (chosen.index.shape[0], chosen.n) != tuple(mask.shape):
-            got = (chosen.index.shape[0], chosen.n)
-            raise TokenOpsError(name_of(self.selector), f"to return a Selection of {tuple(mask.shape)}", got)
+        got, size = (chosen.index.shape[0], chosen.n), tuple(x.shape[:2])
+        if got != size:
+            raise TokenOpsError(name_of(self.selector), f"to return a Selection of {size}", got)
         return chosen
 
     def merge(
         self,
         x: Float[Tensor, "b n d"],
         chosen: Selection,
-        mask: Bool[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"] | None,
         signals: Mapping[str, Tensor | None],
     ) -> Assignment | None:
-        """Where the tokens that are not selected go; None where they just leave."""
+        """Where the tokens that are not selected go; None where they just leave.
+
+        Shapes: x (b n d), mask (b n) -> Assignment of (b n).
+        """
         return None
 
 
@@ -80,6 +86,16 @@ class Prune(Stage):
 
     Raises:
         TokenOpsError: unknown scope or gate, or something that cannot be called.
+
+    >>> from tokenops.selectors import TopK
+    >>> from tokenops.selectors.scorers import cls_attention
+    >>> stage = Prune(TopK(cls_attention, keep=0.5))
+    >>> stage.needs()
+    {'cls_attention': True}
+    >>> x, seen = torch.zeros(1, 4, 8), torch.tensor([[0.1, 0.4, 0.2, 0.3]])
+    >>> chosen = stage.select(x, None, {"cls_attention": seen})
+    >>> chosen.index, stage.merge(x, chosen, None, {}) is None
+    (tensor([[1, 3]]), True)
     """
 
     def __init__(
@@ -111,6 +127,16 @@ class Merge(Stage):
     Raises:
         TokenOpsError: unknown scope, or something that cannot be called. In training: a selector with a
             relaxation.
+
+    >>> from tokenops.selectors import TopK
+    >>> from tokenops.selectors.mergers import nearest_kept
+    >>> from tokenops.selectors.scorers import feature_norm
+    >>> stage = Merge(TopK(feature_norm, keep=2), nearest_kept)
+    >>> stage.needs()
+    {}
+    >>> x = torch.tensor([[[2.0, 0.0], [1.0, 0.0], [0.0, 3.0]]])
+    >>> stage.merge(x, stage.select(x, None, {}), None, {}).group
+    tensor([[0, 0, 1]])
     """
 
     def __init__(
@@ -131,10 +157,10 @@ class Merge(Stage):
         self,
         x: Float[Tensor, "b n d"],
         chosen: Selection,
-        mask: Bool[Tensor, "b n"],
+        mask: Bool[Tensor, "b n"] | None,
         signals: Mapping[str, Tensor | None],
     ) -> Assignment:
-        """Ask the merger, with the signals it takes; ``mask`` False marks padding.
+        """Ask the merger, with the signals it takes; ``mask`` False marks padding, None is without.
 
         Raises:
             TokenOpsError: a soft mask, a required signal is missing, or no Assignment of (b n) comes back.
@@ -144,9 +170,9 @@ class Merge(Stage):
         merged = self.merger(x, chosen, **supply(self.merger, {**signals, "mask": mask}))
         if not isinstance(merged, Assignment):
             raise TokenOpsError(name_of(self.merger), "to return an Assignment", type(merged).__name__)
-        if merged.group.shape != mask.shape:
-            got = tuple(merged.group.shape)
-            raise TokenOpsError(name_of(self.merger), f"to return an Assignment of {tuple(mask.shape)}", got)
+        got, size = tuple(merged.group.shape), tuple(x.shape[:2])
+        if got != size:
+            raise TokenOpsError(name_of(self.merger), f"to return an Assignment of {size}", got)
         return merged
 
     def __repr__(self) -> str:

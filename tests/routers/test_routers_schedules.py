@@ -115,7 +115,7 @@ def test_no_other_allocation_keeps_more_mass() -> None:
         layers, n = draw.integer(1, 3), draw.integer(1, 5)
         budget, floor = affordable(draw, layers, n)
         mass = masses(draw, layers, n).double()
-        kept = (mass / mass.sum(1, True)).sort(descending=True).values.cumsum(1)
+        kept = mass.sort(descending=True).values.cumsum(1)
 
         def total(ks: Any) -> float:
             return float(sum(kept[layer, k - 1] for layer, k in enumerate(ks)))
@@ -124,7 +124,7 @@ def test_no_other_allocation_keeps_more_mass() -> None:
         least = keep_count(floor, n)
         others = itertools.product(range(least, n + 1), repeat=layers)
         best = max(total(ks) for ks in others if sum(ks) == sum(got))
-        assert total(got) >= best - 1e-12
+        assert total(got) >= best * (1 - 1e-12)
 
     hold(law)
 
@@ -148,8 +148,7 @@ def test_order_and_scale_of_the_scores_do_not_matter() -> None:
         mass = masses(draw, layers, n).double()
         got = counts(mass, budget, floor)
         assert counts(mass[:, draw.permutation(n)], budget, floor) == got
-        powers = torch.tensor([2.0 ** draw.integer(-9, 9) for _ in range(layers)], dtype=torch.float64)
-        assert counts(mass * powers[:, None], budget, floor) == got
+        assert counts(mass * 2.0 ** draw.integer(-9, 9), budget, floor) == got
 
     hold(law)
 
@@ -180,7 +179,6 @@ def test_flat_layers_get_more_than_sharp_ones() -> None:
         lambda m: allocate(-m, 0.5),
         lambda m: allocate(m * torch.nan, 0.5),
         lambda m: allocate(m / 0, 0.5),
-        lambda m: allocate(m * torch.tensor([[1.0], [0.0]]), 0.5),
         lambda m: allocate(m, 0.0),
         lambda m: allocate(m, 1.5),
         lambda m: allocate(m, 1),

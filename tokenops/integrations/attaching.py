@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokenops.errors import TokenOpsError
 from tokenops.integrations.families import Family, Parts, find_parts
+from tokenops.integrations.handles import AttachedHandle
 from tokenops.integrations.layer_trace import layer_traces, mean_tokens
 from tokenops.integrations.lens import put_lens, remove_lenses
 from tokenops.integrations.probe import READS, find_tower, probe
@@ -18,7 +19,7 @@ from tokenops.integrations.route_checks import check_route
 from tokenops.integrations.state import State
 from tokenops.integrations.trace import Trace
 from tokenops.integrations.visual import Decision, traces
-from tokenops.integrations.wrap import Around, check_wrapped, is_wrapped, unwrap, wrap
+from tokenops.integrations.wrap import Around, is_wrapped, unwrap, wrap
 from tokenops.pipeline import Pipeline
 from tokenops.signals import SIGNALS
 from tokenops.stages import Stage
@@ -27,21 +28,29 @@ _STATE = "_tokenops"
 _AVAILABLE = {"mask", "grid", *READS}
 
 
-class Handle:
-    """A pipeline attached to a model. A context manager; :meth:`remove` ends it."""
+class Handle(AttachedHandle):
+    """A pipeline attached to a model. A context manager; :meth:`remove` ends it.
+
+    >>> from tokenops import attach, pocket, recipes
+    >>> model, processor = pocket.load()
+    >>> scene = pocket.scenes(1, "heldout", seed=1)[0]
+    >>> inputs = processor(images=scene.image, text=scene.questions()[0].prompt, return_tensors="pt")
+    >>> with attach(model, recipes.random(keep=0.25) | recipes.fastv(keep=0.125, layer=2)) as handle:
+    ...     logits = model(**inputs).logits
+    >>> handle.trace[0]
+    Trace(after_projector: image 0 of sample 0, 36 of 144 tokens)
+    >>> handle.tokens_per_layer, handle.decision.over_sequence.k
+    ((36.0, 36.0, 4.0, 4.0), 42)
+    >>> handle.tokens, handle.model is model, handle.pipeline.stages.keys(), handle.attached
+    ({'image': 4}, True, dict_keys(['after_projector', 'layers']), False)
+    >>> handle.remove()  # a second time: nothing
+    """
+
+    _state: State
 
     def __init__(self, parts: Parts, state: State) -> None:
-        self._parts, self._state = parts, state
-
-    @property
-    def model(self) -> nn.Module:
-        """The model it is attached to."""
-        return self._parts.model
-
-    @property
-    def pipeline(self) -> Pipeline:
-        """The pipeline at work."""
-        return self._state.pipeline
+        super().__init__(parts.model, state)
+        self._parts = parts
 
     @property
     def tokens(self) -> Mapping[str, int]:
@@ -50,7 +59,7 @@ class Handle:
 
     @property
     def trace(self) -> tuple[Trace, ...]:
-        """What was kept in the last call that had visual tokens: one entry per place and image or video.
+        """What was kept in the last call that had visual tokens, one entry per place and image or video.
 
         Stage ``"after_projector"`` first, then ``"layers"``, one entry for every routed layer and image.
         """
@@ -74,56 +83,20 @@ class Handle:
         """The decision of the last call that had visual tokens, with its gate in training."""
         return self._state.decision
 
-    def remove(self) -> None:
-        """Restore the model. A second call does nothing.
-
-        Raises:
-            TokenOpsError: something else wrapped the model after us; nothing is removed then.
-        """
-        if not self.attached:
-            return
-        for module, method, _ in _wanted_places(self._parts, self.pipeline):
-            check_wrapped(module, method)
-        _detach(self._parts)
-
     @property
     def attached(self) -> bool:
         """Whether the model still runs this pipeline."""
         return self._parts.base.__dict__.get(_STATE) is self._state
 
-    def __enter__(self) -> Handle:
-        return self
+    def _places(self) -> list[tuple[Any, str]]:
+        return [(module, method) for module, method, _ in _wanted_places(self._parts, self.pipeline)]
 
-    def __exit__(self, *_: object) -> None:
-        self.remove()
-
-    def __repr__(self) -> str:
-        how = "attached" if self.attached else "removed"
-        return f"Handle({type(self.model).__name__}, {self.pipeline!r}, {how})"
+    def _restore(self) -> None:
+        _detach(self._parts)
 
 
 def attach(model: nn.Module, pipeline: Pipeline, *, family: Family | None = None) -> Handle:
-    """Run ``pipeline`` inside ``model`` until the handle is removed.
-
-    ``generate``, forward, loss, caches and checkpoints keep working; ``keep=1.0`` is bit-identical. Hidden
-    states and logits come back at the original length: a dropped position carries the state of the last kept
-    token before it, so labels at visual positions must be -100. Attention maps, if asked for, are those of
-    the kept tokens. Features that the caller has merged into ``inputs_embeds`` are not seen as visual. A
-    route whose scores read the text (ALVTS, FastV, PyramidDrop) sees all text of the call, answers too.
-
-    Args:
-        model: a transformers model of a known family (LLaVA-1.5, LLaVA-NeXT, Qwen2.5-VL), also inside PEFT or
-            ``torch.compile``.
-        pipeline: what happens where.
-        family: how to find the parts of a model this library does not know.
-
-    Raises:
-        TokenOpsError: unknown family, attached already, a signal the model cannot give, a component on
-            another device or of another width; the model is untouched then.
-
-    >>> with attach(model, visionselector(scorer, keep=0.2)) as handle:  # doctest: +SKIP
-    ...     model.generate(**inputs)
-    """
+    """:func:`tokenops.attach` for a model of transformers."""
     if not isinstance(pipeline, Pipeline):
         raise TokenOpsError("attach", "a Pipeline", type(pipeline).__name__)
     parts = find_parts(model, family)

@@ -7,7 +7,8 @@ number, so decoding, default positions and a second turn come out right on a sho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from tokenops.errors import TokenOpsError
 from tokenops.integrations.masks import key_validity
+from tokenops.integrations.wrap import eager
 from tokenops.tokenmap import Selection
 
 
@@ -26,8 +28,10 @@ class KeptLayer(DynamicLayer):
         source: (b stored) long, original index of every entry; -1 for filler of ragged rows.
         dropped: tokens seen and not stored, the same in every row.
         ragged: the caller's mask, right-aligned, does not tell which entries are real.
+        filler: some row may hold filler.
+        group: layers of one cache with the same number hold their filler in the same places.
         routed: the layers of this cache store different tokens.
-        floor: all layers store every token from this one on, so that all can be cropped to it.
+        floor: () long; all layers store every token from this one on, so that all can be cropped to it.
     """
 
     def __init__(self, layer: DynamicLayer) -> None:
@@ -35,9 +39,10 @@ class KeptLayer(DynamicLayer):
         vars(self).update(vars(layer))
         self.source: Tensor | None = None
         self.dropped = 0
-        self.ragged = self.routed = False
+        self.ragged = self.filler = self.routed = False
         self.attached = False
-        self.floor = 0
+        self.group = 0
+        self.floor: Tensor | None = None
 
     def get_seq_length(self) -> int:
         """Tokens seen."""
@@ -69,7 +74,8 @@ class KeptLayer(DynamicLayer):
         tail = self.source[:, tokens_to_remove:]
         expected = torch.arange(seen + tokens_to_remove, seen, device=tail.device)
         stored = tail.shape[1] == -tokens_to_remove and bool((tail == expected).all())
-        if seen + tokens_to_remove < self.floor or not stored:
+        above = self.floor is None or seen + tokens_to_remove >= int(self.floor)
+        if not above or not stored:
             raise TokenOpsError(
                 "cache.crop", "to remove tokens that are all stored", f"{-tokens_to_remove} of {seen}"
             )
@@ -79,8 +85,8 @@ class KeptLayer(DynamicLayer):
     def reset(self) -> None:
         """Empty."""
         super().reset()
-        self.source, self.dropped, self.floor = None, 0, 0
-        self.ragged = self.routed = False
+        self.source, self.dropped, self.group, self.floor = None, 0, 0, None
+        self.ragged = self.filler = self.routed = False
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder rows for beam search."""
@@ -123,23 +129,22 @@ def check_can_shorten(cache: Any) -> None:
             raise TokenOpsError("attach", expected, type(layer).__name__)
 
 
-def stored_source(cache: Any, batch: int, device: torch.device, layer: int = 0) -> Tensor:
-    """(b stored) original index of every token a layer stores; -1 for filler."""
-    layers = getattr(cache, "layers", ())
-    kept = layers[layer] if layer < len(layers) else None
-    if isinstance(kept, KeptLayer) and kept.source is not None:
+def stored_source(cache: Any, batch: int, device: torch.device) -> Tensor:
+    """(b stored) original index of every token the first layer stores; -1 for filler."""
+    kept = kept_layer(cache)
+    if kept is not None and kept.source is not None:
         return kept.source
     seen = cache.get_seq_length() if cache is not None else 0
     return torch.arange(seen, device=device).expand(batch, seen)
 
 
-def remember(cache: Any, source: Tensor, dropped: int, ragged: bool) -> None:
+def remember(cache: Any, source: Tensor, dropped: int, ragged: bool, filler: bool) -> None:
     """Record in every layer what it stores after one forward that dropped ``dropped`` tokens more."""
     for i in range(len(cache.layers)):
         layer = _kept(cache, i)
         layer.source = source
         layer.dropped += dropped
-        layer.ragged = ragged
+        layer.ragged, layer.filler = ragged, filler
 
 
 def _kept(cache: Any, i: int) -> KeptLayer:
@@ -148,18 +153,51 @@ def _kept(cache: Any, i: int) -> KeptLayer:
     return cache.layers[i]
 
 
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """What a layer ran, and so stores.
+
+    Attributes:
+        chosen: among the tokens that entered the language model, None for all of them.
+        tokens: among the new tokens of the call.
+        rows: how many in each row, None where the device alone knows.
+    """
+
+    chosen: Selection | None
+    tokens: Selection
+    rows: tuple[int, ...] | None
+
+    @property
+    def filled(self) -> bool:
+        """Whether some row may hold filler."""
+        return self.rows is None or min(self.rows, default=0) < self.tokens.k
+
+    def pattern(self, layer: int) -> Hashable:
+        """Equal in layers that hold their filler in the same places: chosen tokens have it on the left."""
+        return "all" if self.chosen is None else layer if self.rows is None else self.rows
+
+
 class LayerStore:
     """What every layer of a cache stores at the beginning of a call.
 
     Attributes:
         source: of each layer, (b stored).
+        group: of each layer; equal where filler is in the same places.
+        filler: of each layer, whether some row may hold filler.
         seen: tokens the cache has seen.
     """
 
     def __init__(self, cache: Any, layers: int, batch: int, device: torch.device) -> None:
-        self.source = [stored_source(cache, batch, device, i) for i in range(layers)]
-        for layer, source in zip(getattr(cache, "layers", ()), self.source, strict=False):
-            if layer.is_initialized and layer.keys.shape[-2] != source.shape[1]:
+        stored = list(getattr(cache, "layers", ()))[:layers]
+        stored += [None] * (layers - len(stored))
+        seen = cache.get_seq_length() if cache is not None else 0
+        whole = torch.arange(seen, device=device).expand(batch, seen)
+        sources = (getattr(layer, "source", None) for layer in stored)
+        self.source: list[Tensor] = [whole if source is None else source for source in sources]
+        self.group = [getattr(layer, "group", 0) for layer in stored]
+        self.filler = [bool(getattr(layer, "filler", False)) for layer in stored]
+        for layer, source in zip(stored, self.source, strict=True):
+            if layer is not None and layer.is_initialized and layer.keys.shape[-2] != source.shape[1]:
                 got = f"{layer.keys.shape[-2]} entries for {source.shape[1]} tokens"
                 raise TokenOpsError("cache", "a cache whose last call came to its end", got)
         kept = kept_layer(cache)
@@ -169,36 +207,51 @@ class LayerStore:
         """(b stored) True for entries of a layer that are real and that the caller's mask shows."""
         return key_validity(mask, self.source[layer], self.seen)
 
-    def remember(self, cache: Any, ran: Mapping[int, Selection], length: int) -> None:
+    def remember(self, cache: Any, ran: Mapping[int, Ran], length: int) -> None:
         """Record which of the ``length`` new tokens each layer stores now; the rest it dropped."""
-        kinds = {id(tokens): tokens for tokens in ran.values()}.values()
-        missing = max((self.seen + _last_missing(tokens) for tokens in kinds), default=0)
-        for i, tokens in ran.items():
+        made: dict[tuple[int, int], Tensor] = {}
+        groups: dict[Hashable, int] = {}
+        for i, each in ran.items():
             if not cache.layers[i].is_initialized:
                 continue  # checkpointing leaves the cache empty
-            layer = _kept(cache, i)
-            new = torch.where(tokens.valid, tokens.index + self.seen, -1)
-            layer.source = torch.cat([self.source[i], new], dim=1)
+            layer, tokens = _kept(cache, i), each.tokens
+            both = id(self.source[i]), id(tokens)
+            if both not in made:
+                new = torch.where(tokens.valid, tokens.index + self.seen, -1)
+                made[both] = torch.cat([self.source[i], new], dim=1)
+            layer.source = made[both]
             layer.dropped += length - tokens.k
+            layer.filler |= each.filled
+            layer.group = groups.setdefault((self.group[i], each.pattern(i)), i)
             layer.ragged = layer.routed = True
-            layer.floor = max(layer.floor, missing)
+        kept = [layer for layer in cache.layers if isinstance(layer, KeptLayer)]
+        short = {id(r.tokens): r.tokens for r in ran.values() if r.filled or r.tokens.k < length}
+        floors = {id(layer.floor): layer.floor for layer in kept if layer.floor is not None}
+        ends = [*floors.values(), *(_behind_missing(tokens, self.seen) for tokens in short.values())]
+        floor = torch.stack(ends).amax() if ends else None
+        for layer in kept:
+            layer.floor = floor
 
 
-def _last_missing(tokens: Selection) -> int:
-    """One behind the last token that some row leaves out; 0 where all are in."""
-    return int(((~tokens.mask).any(0) * torch.arange(1, tokens.n + 1, device=tokens.index.device)).max())
+def _behind_missing(tokens: Selection, seen: int) -> Tensor:
+    """() one behind the last token that some row leaves out; 0 where all are in, ``seen`` tokens before."""
+    place = torch.arange(seen + 1, seen + 1 + tokens.n, device=tokens.index.device)
+    return ((~tokens.mask).any(0) * place).amax()
 
 
 class attached_cache:
     """While inside, shortened layers accept new entries."""
 
+    @eager
     def __init__(self, cache: Any) -> None:
         self.layers = [x for x in getattr(cache, "layers", ()) if isinstance(x, KeptLayer)]
 
+    @eager
     def __enter__(self) -> None:
         for layer in self.layers:
             layer.attached = True
 
+    @eager
     def __exit__(self, *_: object) -> None:
         for layer in self.layers:
             layer.attached = False

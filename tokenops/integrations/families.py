@@ -51,6 +51,11 @@ class Family:
         towers: where the attention of its vision towers can be read, by ``model_type`` of the vision config;
             components that need it are refused on other towers.
         token_axes: keyword arguments of the language model that run along tokens -> that axis.
+
+    >>> from dataclasses import replace
+    >>> mine = replace(FAMILIES["llava"], name="my_llava", vision_tower="vision_model")
+    >>> mine.features, mine.layers
+    ({'get_image_features': 'image'}, 'layers')
     """
 
     name: str

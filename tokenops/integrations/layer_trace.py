@@ -21,12 +21,13 @@ def layer_traces(
     mass = [(t.positions, t.mass) for t in before] or [None] * len(placed)
     out = []
     for layer in range(layers):
-        chosen = routing.choices.get(layer)
+        ran = routing.ran.get(layer, routing.all)
+        chosen = ran.chosen
         if chosen is None and routing.route.schedule(layer) is None:
             continue
-        ran = routing.ran.get(layer, routing.tokens).mask
+        mask = ran.tokens.mask
         for number, p in enumerate(placed):
-            stays = _patches(ran, p)
+            stays = _patches(mask, p)
             patch, positions = p.unit.patch.cpu(), p.patches.cpu()[stays]
             out.append(
                 Trace(
@@ -57,7 +58,7 @@ def mean_tokens(
         entered = decision.over_sequence
     means = []
     for layer in range(layers):
-        ran = entered if routing is None else routing.ran.get(layer, entered)
+        ran = routing.ran[layer].tokens if routing is not None and layer in routing.ran else entered
         mask = None if ran is None else ran.mask
         counts = [p.unit.n if mask is None else int(_patches(mask, p).sum()) for p in placed]
         means.append(sum(counts) / len(counts))

@@ -34,15 +34,18 @@ def check_route(parts: Parts, route: nn.Module) -> None:
     for parameter in route.parameters():
         if parameter.device != weight.device:
             raise TokenOpsError("attach", f"layers on {weight.device}", parameter.device)
-    _check_depth(parts, route)
+    check_depth(len(parts.layers), route)
     for layer in range(len(parts.layers)):
         if route.schedule(layer) is not None:
             _try(parts, route, layer)
 
 
-def _check_depth(parts: Parts, route: Route) -> None:
-    """A schedule or scorers for layers that are not there would be ignored."""
-    depth = len(parts.layers)
+def check_depth(depth: int, route: Route) -> None:
+    """A schedule or scorers for layers that are not there would be ignored.
+
+    Raises:
+        TokenOpsError: there are some.
+    """
     starts = getattr(route.keep, "starts", (0,))
     numbers = [int(layer) for layer in route.scorer] if isinstance(route.scorer, nn.ModuleDict) else [0]
     beyond = [layer for layer in (*starts, *numbers) if layer >= depth]

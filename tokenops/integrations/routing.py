@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenops.integrations.cache import LayerStore
+from tokenops.integrations.attention import NAME
+from tokenops.integrations.cache import LayerStore, Ran
 from tokenops.integrations.lens import attention_row, implementation_of, lens_of
 from tokenops.integrations.masks import for_backend, key_validity, reduce_4d
+from tokenops.integrations.packing import Packing
+from tokenops.integrations.plan import Share, numbers_of, plan_of
 from tokenops.integrations.visual import Placed
 from tokenops.kernels.rows import gather_rows
 from tokenops.routers.route import Route
@@ -44,8 +47,15 @@ def with_budgets(units: Units, hard: Selection) -> Units:
     return replace(units, sizes=tuple(counts.tolist()))
 
 
+ROUTING = "tokenops_routing"
+"""The keyword under which a call hands its routing to its layers, those that checkpointing replays too."""
+
+
 class Routing:
     """The state of one call.
+
+    Python reads the device once, here. What the layers do afterwards depends on these numbers and on tensors,
+    so that it compiles to one graph, which serves every call with the same numbers: counts of tokens.
 
     Args:
         route: None where only a cache made by routing goes on.
@@ -59,48 +69,44 @@ class Routing:
         self, route: Route | None, units: Units | None, tokens: Selection, given: Any, store: LayerStore
     ) -> None:
         self.route, self.units, self.tokens, self.given, self.store = route, units, tokens, given, store
+        rows, (self.hides, self.hidden), there, text, breaks = numbers_of(units, tokens, given, store)
+        self.all = Ran(None, tokens, rows)
+        self.plan: list[Share | None] = [None] * len(store.source)
+        if route is not None and units is not None:
+            self.plan = plan_of(route, units, there, text, breaks, len(store.source))
         self.alive: Tensor | None = None
-        self.gone: Selection | None = None
-        self.left = () if units is None else units.sizes
-        self.padded = not bool(tokens.valid.all()) or _hides(given)
-        self.choices: dict[int, Selection | None] = {}
-        self.ran: dict[int, Selection] = {}
+        self.gone: Ran | None = None
+        self.ran: dict[int, Ran] = {}
         self.row: Tensor | None = None
         self.masks: dict[Any, Any] = {}
 
     # -- who runs ---------------------------------------------------------------------------------------
 
-    def drops(self, layers: int) -> bool:
+    @property
+    def drops(self) -> bool:
         """Whether any layer leaves a token out."""
-        if self.route is None or self.units is None:
-            return False
-        return any(self._leaves_out(layer) for layer in range(layers))
+        return any(share is not None for share in self.plan)
 
-    def _leaves_out(self, layer: int) -> bool:
-        assert self.route is not None
-        assert self.units is not None
-        counts = self.route.counts(layer, self.units.sizes)
-        return any(count < left for count, left in zip(counts, self.left, strict=True))
-
-    def choose(self, layer: int, module: Any, arguments: Mapping[str, Any]) -> Selection | None:
-        """The tokens that run in this layer, None for all."""
-        if layer in self.choices:  # recomputed by checkpointing
-            return self.choices[layer]
-        chosen = None
-        if self.route is not None and self.units is not None:
-            if self._leaves_out(layer):
-                chosen = self._ask(layer, module, arguments)
-                if self.route.fate == "exit":
-                    self.alive, self.gone = chosen.mask, replace(chosen, scores=None)
-                    counts = self.route.counts(layer, self.units.sizes)
-                    self.left = tuple(map(min, counts, self.left))
-            else:
-                chosen = self.gone
-        self.choices[layer] = chosen
-        return chosen
+    def choose(self, layer: int, module: Any, arguments: Mapping[str, Any]) -> Ran:
+        """The tokens that run in this layer."""
+        if layer in self.ran:  # recomputed by checkpointing
+            return self.ran[layer]
+        share = self.plan[layer]
+        ran = self.all if self.gone is None else self.gone
+        if share is not None and share.asks:
+            chosen = self._ask(layer, module, arguments, share)
+            rows = share.rows
+            if rows is None and not torch.compiler.is_compiling():
+                rows = (chosen.k,) if chosen.index.shape[0] == 1 else tuple(chosen.counts.tolist())
+            ran = Ran(chosen, compose(self.tokens, chosen), rows)
+            if self.route is not None and self.route.fate == "exit":
+                self.alive = chosen.mask
+                self.gone = replace(ran, chosen=replace(chosen, scores=None))
+        self.ran[layer] = ran
+        return ran
 
     @torch.no_grad()
-    def _ask(self, layer: int, module: Any, arguments: Mapping[str, Any]) -> Selection:
+    def _ask(self, layer: int, module: Any, arguments: Mapping[str, Any], share: Share) -> Selection:
         assert self.route is not None
         assert self.units is not None
         x = module.input_layernorm(arguments["hidden_states"])
@@ -117,8 +123,9 @@ class Routing:
             x,
             layer=layer,
             units=self.units,
-            mask=self.tokens.valid if self.padded else None,
+            mask=self.tokens.valid if self.all.filled else None,
             alive=self.alive,
+            k=share.most if share.rows is not None or torch.compiler.is_compiling() else None,
             **signals,
         )
         return chosen
@@ -164,10 +171,9 @@ class Routing:
     def layer(self, layer: int, module: Any, call: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Run a decoder layer on the tokens chosen for it; the others pass it by."""
         x = arguments["hidden_states"]
-        chosen = self.choose(layer, module, arguments)
-        tokens = self.tokens if chosen is None else compose(self.tokens, chosen)
-        self.ran[layer] = tokens
-        arguments = {**arguments, "attention_mask": self._mask(layer, tokens, arguments, module)}
+        ran = self.choose(layer, module, arguments)
+        chosen = ran.chosen
+        arguments = {**arguments, "attention_mask": self._mask(layer, ran, arguments, module)}
         del arguments["hidden_states"]  # by position, where reentrant checkpointing looks for gradients
         if chosen is None:
             with self._watch(layer, module, chosen):
@@ -183,30 +189,26 @@ class Routing:
         return self.route.merge(out, chosen, x)
 
     def _watched(self, layer: int) -> bool:
-        route = self.route
-        if route is None or self.units is None or layer == len(self.store.source):
+        if self.route is None or layer == len(self.plan) or "last_attention" not in self.route.needs():
             return False
-        if "last_attention" not in route.needs():
-            return False
-        return self._leaves_out(layer)
+        share = self.plan[layer]
+        return share is not None and share.asks
 
-    def _mask(self, layer: int, tokens: Selection, arguments: Mapping[str, Any], module: Any) -> Any:
+    def _mask(self, layer: int, ran: Ran, arguments: Mapping[str, Any], module: Any) -> Any:
         implementation, dtype = implementation_of(module.self_attn), arguments["hidden_states"].dtype
         source, seen = self.store.source[layer], self.store.seen
         given = next(iter(self.given.values())) if isinstance(self.given, Mapping) else self.given
         if isinstance(given, Tensor) and given.ndim == 4:
-            return for_backend(reduce_4d(given, tokens, source, seen), implementation, dtype)
-        past, queries = source.shape[1], tokens.k
-        valid = torch.cat([key_validity(given, source, seen), tokens.valid], 1)
-        aligned = (valid[:, 1:] >= valid[:, :-1]).all()
-        *counts, aligned = torch.cat([valid.sum(1), aligned[None]]).tolist()
-        filled = min(counts) < valid.shape[1]
-        if not filled and implementation == "sdpa" and (queries == 1 or past == 0):
+            return for_backend(reduce_4d(given, ran.tokens, source, seen), implementation, dtype)
+        past, queries = source.shape[1], ran.tokens.k
+        filled = ran.filled or (past > 0 and (self.hides or self.store.filler[layer]))
+        if not filled and implementation != "eager" and (queries == 1 or past == 0):
             return None
-        # where all filler is on the left, and in layers that run everything, equal counts are equal masks
-        key = (past, queries, *counts) if aligned else (tokens is self.tokens, layer if past else -1)
+        behind = -1 if past == 0 else layer if self.hidden else self.store.group[layer]
+        key = (ran.pattern(layer), behind) if filled else (past, queries)
         if key not in self.masks:
-            self.masks[key] = for_backend(_causal(valid, queries, filled), implementation, dtype)
+            valid = torch.cat([key_validity(given, source, seen), ran.tokens.valid], 1)
+            self.masks[key] = _layer_mask(valid, queries, filled, implementation, dtype)
         return self.masks[key]
 
 
@@ -221,13 +223,18 @@ def _take(t: Tensor, chosen: Selection) -> Tensor:
     return chosen.reduce(t.expand(chosen.index.shape[0], *t.shape[1:]))
 
 
-def _hides(mask: Any) -> bool:
-    return isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all())
-
-
 def _last(valid: Tensor) -> Tensor:
     """(b) the last True of each row."""
     return (valid * torch.arange(1, valid.shape[1] + 1, device=valid.device)).argmax(1)
+
+
+def _layer_mask(
+    valid: Tensor, queries: int, filled: bool, implementation: str | None, dtype: torch.dtype
+) -> Any:
+    """Causality over the real keys ``valid`` (b k) in the form the attention takes."""
+    if implementation == NAME and not torch.compiler.is_compiling():
+        return Packing(valid, queries)
+    return for_backend(_causal(valid, queries, filled), implementation, dtype)
 
 
 def _causal(valid: Tensor, queries: int, filled: bool) -> Tensor:

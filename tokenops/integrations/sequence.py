@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenops.errors import TokenOpsError
+from tokenops.integrations.attention import NAME
 from tokenops.integrations.cache import (
-    attached_cache,
     check_can_shorten,
     kept_layer,
     remember,
     stored_source,
 )
 from tokenops.integrations.masks import for_backend, gated_mask, misread, query_validity, reduce_mask
-from tokenops.integrations.routing import Routing
+from tokenops.integrations.routing import ROUTING, Routing
 from tokenops.kernels.rows import gather_rows
 from tokenops.tokenmap import Selection
 
-_BACKENDS = ("sdpa", "eager")
+_BACKENDS = (NAME, "sdpa", "eager")
+Finish = Callable[[Any], Any]
 _PACKED = ("cu_seq_lens_q", "cu_seqlens", "cache", "block_tables")
 
 
@@ -47,20 +49,21 @@ def gated(arguments: dict[str, Any], gate: Tensor, how: str, implementation: str
         expected = "soft masks without a cache (model.eval() before generate)"
         raise TokenOpsError("attach", expected, type(arguments["past_key_values"]).__name__)
     if implementation not in _BACKENDS:
-        raise TokenOpsError("attach", "gate='attention' with sdpa or eager attention", repr(implementation))
+        raise TokenOpsError(
+            "attach", "gate='attention' with tokenops, sdpa or eager attention", repr(implementation)
+        )
     valid = new_validity(arguments)
     mask = gated_mask(arguments.get("attention_mask"), gate, valid, embeds.dtype)
     return arguments | {"attention_mask": mask, "position_ids": _positions(arguments, 0)}
 
 
-def run_short(
-    call: Callable[..., Any],
+def begin_short(
     arguments: dict[str, Any],
     chosen: Selection | None,
     token_axes: Mapping[str, int],
     implementation: str | None,
-) -> Any:
-    """Run the language model on the kept tokens; outputs come back at the original length.
+) -> Finish:
+    """Shorten the arguments of the language model to the kept tokens; ``finish(outputs)`` lifts its outputs.
 
     ``chosen`` None keeps every new token, for calls that only continue a shortened cache.
     """
@@ -79,27 +82,26 @@ def run_short(
     arguments["attention_mask"] = for_backend(mask, implementation, embeds.dtype)
     if shorter:
         _reduce_arguments(arguments, chosen, {"inputs_embeds": 1, **token_axes}, length)
-    with attached_cache(cache):
-        outputs = call(**arguments)
-    cache = getattr(outputs, "past_key_values", None) if cache is None else cache
-    if cache is not None:
-        source = torch.cat([before, torch.where(chosen.valid, chosen.index + seen, -1)], dim=1)
-        ragged = kept is not None and kept.ragged
-        if not ragged and (shorter or length > 1):
-            ragged = misread(given, source, seen + length)
-        remember(cache, source, length - chosen.k, ragged)
-    return _lift_outputs(outputs, chosen) if shorter else outputs
+
+    def finish(outputs: Any) -> Any:
+        stored = getattr(outputs, "past_key_values", None) if cache is None else cache
+        if stored is not None:
+            source = torch.cat([before, torch.where(chosen.valid, chosen.index + seen, -1)], dim=1)
+            ragged, filler = (kept.ragged, kept.filler) if kept is not None else (False, False)
+            if shorter or length > 1:
+                filler = filler or not bool(chosen.valid.all())
+                ragged = ragged or misread(given, source, seen + length)
+            remember(stored, source, length - chosen.k, ragged, filler)
+        return _lift_outputs(outputs, chosen) if shorter else outputs
+
+    return finish
 
 
-def run_routed(
-    call: Callable[..., Any],
-    arguments: dict[str, Any],
-    routing: Routing,
-    token_axes: Mapping[str, int],
-    implementation: str | None,
-) -> Any:
-    """Run the language model with each layer on the tokens ``routing`` chooses for it."""
-    embeds, cache, tokens = arguments["inputs_embeds"], arguments.get("past_key_values"), routing.tokens
+def begin_routed(
+    arguments: dict[str, Any], routing: Routing, token_axes: Mapping[str, int], implementation: str | None
+) -> Finish:
+    """Hand ``routing`` to the layers; ``finish(outputs)`` tells the cache what they ran."""
+    embeds, tokens = arguments["inputs_embeds"], routing.tokens
     length = embeds.shape[1]
     _check_call(arguments, tokens, implementation)
     arguments["position_ids"] = _positions(arguments, routing.store.seen)
@@ -107,27 +109,33 @@ def run_routed(
     arguments["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
     if tokens.k < length:
         _reduce_arguments(arguments, tokens, {"inputs_embeds": 1, **token_axes}, length)
-    with attached_cache(cache):
-        outputs = call(**arguments)
+    arguments[ROUTING] = routing
+    return partial(_end_routed, cache=arguments.get("past_key_values"), routing=routing, length=length)
+
+
+def _end_routed(outputs: Any, cache: Any, routing: Routing, length: int) -> Any:
+    if len(routing.ran) < len(routing.plan):
+        expected = "a language model that hands its keyword arguments on to its layers"
+        raise TokenOpsError("attach", expected, f"{len(routing.ran)} of {len(routing.plan)} layers")
+    tokens = routing.tokens
     cache = getattr(outputs, "past_key_values", None) if cache is None else cache
     if cache is not None:
         routing.store.remember(cache, routing.ran, length)
     routing.masks.clear()
-    if routing.gone is None:
-        return _lift_outputs(outputs, tokens) if tokens.k < length else outputs
-    # a token that left keeps its last state in between, and at the end has that of the one before it
-    inside = forward_fill(routing.gone.reduce(outputs.last_hidden_state), routing.gone)
-    states = outputs.get("hidden_states")
-    if states is not None and states[-1] is not None:
-        outputs["hidden_states"] = (*states[:-1], inside)
-    outputs["last_hidden_state"] = inside
+    if routing.gone is not None and (gone := routing.gone.chosen) is not None:
+        # a token that left keeps its last state in between, and at the end has that of the one before it
+        inside = forward_fill(gone.reduce(outputs.last_hidden_state), gone)
+        states = outputs.get("hidden_states")
+        if states is not None and states[-1] is not None:
+            outputs["hidden_states"] = (*states[:-1], inside)
+        outputs["last_hidden_state"] = inside
     return _lift_outputs(outputs, tokens) if tokens.k < length else outputs
 
 
 def _check_call(arguments: Mapping[str, Any], chosen: Selection | None, implementation: str | None) -> None:
     # other backends read positions with gaps as packed sequences, or masks by their own rules
     if implementation not in _BACKENDS:
-        raise TokenOpsError("attach", "sdpa or eager attention", repr(implementation))
+        raise TokenOpsError("attach", "tokenops, sdpa or eager attention", repr(implementation))
     if chosen is None:
         return
     if chosen.k == 0:

@@ -10,21 +10,27 @@ import torch
 from torch import Tensor
 
 from tokenops.errors import TokenOpsError
-from tokenops.integrations.cache import LayerStore, kept_layer
+from tokenops.integrations.cache import LayerStore, attached_cache, kept_layer
 from tokenops.integrations.families import Parts
 from tokenops.integrations.layouts import Unit
 from tokenops.integrations.probe import Sink, note_signals
-from tokenops.integrations.routing import Routing, units_of, with_budgets
-from tokenops.integrations.sequence import every_token, gated, new_validity, run_routed, run_short
+from tokenops.integrations.routing import ROUTING, Routing, units_of, with_budgets
+from tokenops.integrations.sequence import (
+    Finish,
+    begin_routed,
+    begin_short,
+    every_token,
+    gated,
+    new_validity,
+)
 from tokenops.integrations.visual import Decision, Placed, decide, place
-from tokenops.integrations.wrap import eager
+from tokenops.integrations.wrap import eager, outermost
 from tokenops.pipeline import Pipeline
 from tokenops.routers.route import Route
 from tokenops.stages import Prune, Stage
 from tokenops.tokenmap import Selection
 
 _UNIT = "_tokenops_unit"
-_ROUTING = "_tokenops_routing"
 
 
 class Call:
@@ -43,7 +49,6 @@ class _PerThread(threading.local):
     placed: tuple[Placed, ...] = ()
     decision: Decision | None = None
     routing: Routing | None = None
-    running: Routing | None = None
 
 
 class State:
@@ -89,6 +94,7 @@ class State:
 
     # -- features: remember what each tensor of visual features is --------------------------------------
 
+    @outermost
     def features(self, base: Any, original: Callable[..., Any], arguments: dict[str, Any], kind: str) -> Any:
         """Around ``get_image_features``: note the layout of every unit on its feature tensor."""
         if self.sink is not None:
@@ -112,6 +118,7 @@ class State:
 
     # -- the base model: text and images meet -----------------------------------------------------------
 
+    @outermost
     def base(self, base: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Around the base model's forward: keep the ids of this call at hand for the language model."""
         try:
@@ -145,35 +152,47 @@ class State:
 
     # -- the language model: shorten, run, lift ---------------------------------------------------------
 
+    @outermost
     def language(self, module: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """Around the language model's forward."""
+        """Around the language model's forward.
+
+        What comes before and after it is eager; in between it compiles as if nothing were attached, with all
+        its routed layers in one graph.
+        """
+        finish = self._begin_language(module, arguments)
+        with attached_cache(arguments.get("past_key_values")):
+            outputs = original(**arguments)
+        return outputs if finish is None else self._end_language(outputs, finish)
+
+    @eager
+    def _begin_language(self, module: Any, arguments: dict[str, Any]) -> Finish | None:
+        """Change the arguments of the language model; what is to be done with its outputs, if anything."""
         if arguments.get("inputs_embeds") is None:
             if kept_layer(arguments.get("past_key_values")) is None:
-                return original(**arguments)
+                return None
             arguments["inputs_embeds"] = module.get_input_embeddings()(arguments.pop("input_ids"))
         placed = self._place(module, arguments)
         decision = self._decide(arguments, placed)
-        implementation = module.config._attn_implementation
+        implementation, axes = module.config._attn_implementation, self.family.token_axes
         gate = None if decision is None else decision.over_sequence.gate
         chosen = None
         if isinstance(self.stage, Prune) and gate is not None:
-            arguments = gated(arguments, gate, self.stage.gate, implementation)
+            arguments.update(gated(arguments, gate, self.stage.gate, implementation))
         elif decision is not None and decision.dropped:
             chosen = decision.over_sequence
             if decision.embeds is not None:
                 arguments["inputs_embeds"] = decision.embeds
         routing = self._routing(arguments, placed, chosen)
         if routing is not None:
-            self.local.running = routing
-            try:
-                return run_routed(original, arguments, routing, self.family.token_axes, implementation)
-            finally:
-                self.local.running = None
+            return begin_routed(arguments, routing, axes, implementation)
         if chosen is None and kept_layer(arguments.get("past_key_values")) is None:
-            return original(**arguments)
-        return run_short(original, arguments, chosen, self.family.token_axes, implementation)
+            return None
+        return begin_short(arguments, chosen, axes, implementation)
 
     @eager
+    def _end_language(self, outputs: Any, finish: Finish) -> Any:
+        return finish(outputs)
+
     def _place(self, module: Any, arguments: Mapping[str, Any]) -> list[Placed]:
         """The visual units of this call in its sequences."""
         call = self.local.call
@@ -190,7 +209,6 @@ class State:
         self.local.placed = tuple(placed)
         return placed
 
-    @eager
     def _decide(self, arguments: Mapping[str, Any], placed: list[Placed]) -> Decision | None:
         if self.stage is None or not placed:
             return None
@@ -198,7 +216,6 @@ class State:
         self.local.decision = decision
         return decision
 
-    @eager
     def _routing(
         self, arguments: Mapping[str, Any], placed: list[Placed], chosen: Selection | None
     ) -> Routing | None:
@@ -222,16 +239,11 @@ class State:
         routing = Routing(self.route, units, chosen, arguments.get("attention_mask"), store)
         if placed:
             self.local.routing = routing
-        return routing if routing.drops(self.layers) or before else None
+        return routing if routing.drops or before else None
 
     def layer(self, number: int, module: Any, original: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Around a decoder layer's forward."""
-        angles = arguments.get("position_embeddings")
-        mark = angles[0] if angles is not None else None
-        if self.local.running is not None and mark is not None:
-            # checkpointing calls again in the backward pass, with these very tensors
-            vars(mark).setdefault(_ROUTING, self.local.running)
-        routing = None if mark is None else vars(mark).get(_ROUTING)
+        routing = arguments.pop(ROUTING, None)
         if routing is None:
             return original(arguments.pop("hidden_states"), **arguments)
         return routing.layer(number, module, original, arguments)

@@ -24,6 +24,11 @@ class Trace:
         scores: (n) float in sequence order, or None if the selector has none.
         mass: (k) float, how many original tokens each of them stands for: 1 where nothing is merged.
         nan_scores: how many scores were NaN (they rank last).
+
+    >>> index, grid = torch.tensor([1, 3]), torch.tensor([[0, 0, 1], [0, 1, 1]])
+    >>> trace = Trace("after_projector", 0, 0, "image", None, 4, index, grid, index + 1, None, torch.ones(2))
+    >>> trace, trace.k, trace.nan_scores
+    (Trace(after_projector: image 0 of sample 0, 2 of 4 tokens), 2, 0)
     """
 
     stage: str

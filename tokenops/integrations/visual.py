@@ -74,11 +74,12 @@ def place(units: Mapping[str, Sequence[Unit]], tokens: Mapping[str, Tensor]) -> 
         sizes = [u.size for u in of_kind]
         if sum(sizes) != flat.shape[0]:
             raise TokenOpsError("attach", f"{sum(sizes)} {kind} placeholders", flat.shape[0])
-        parts = [p for p in flat.split(sizes) if p.shape[0]]
+        # a sample without images may have an empty unit
+        parts = [(u, p) for u, p in zip(of_kind, flat.split(sizes), strict=True) if u.size]
         if not parts:
             continue
-        ends = torch.stack([torch.stack([p[0], p[-1]]) for p in parts]) // length
-        for unit, positions, (row, last) in zip(of_kind, parts, ends.tolist(), strict=False):
+        ends = torch.stack([torch.stack([p[0], p[-1]]) for _, p in parts]) // length
+        for (unit, positions), (row, last) in zip(parts, ends.tolist(), strict=True):
             if row != last:
                 raise TokenOpsError("attach", f"one {kind} inside one sample", f"rows {row} and {last}")
             placed.append(Placed(unit, row, positions % length))

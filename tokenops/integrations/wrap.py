@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import MethodType
 from typing import Any, TypeVar, cast
 
@@ -25,20 +25,20 @@ def eager(function: F) -> F:
     return cast(F, torch.compiler.disable(function))
 
 
+def outermost(function: F) -> F:
+    """Left out of ``torch.compile`` itself, while what it calls is compiled on its own."""
+    return cast(F, torch.compiler.disable(function, recursive=False))
+
+
 def named_arguments(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    function: Callable[..., Any], names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Positional arguments by their names, merged with the keyword arguments."""
-    if not args:
-        return dict(kwargs)
-    bound = inspect.signature(function).bind(*args, **kwargs)
-    arguments = dict(bound.arguments)
-    for name, parameter in bound.signature.parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            arguments.update(arguments.pop(name, {}))
-        elif parameter.kind is parameter.VAR_POSITIONAL and name in arguments:
-            raise TokenOpsError(function.__qualname__, "arguments by name", f"positional *{name}")
-    return arguments
+    """Positional arguments by their ``names``, merged with the keyword arguments."""
+    named = dict(zip(names, args, strict=False))
+    if len(args) > len(names) or any(name in kwargs for name in named):
+        inspect.signature(function).bind(None, *args, **kwargs)  # raises what the function would
+        raise TokenOpsError(function.__qualname__, "arguments by name", f"{len(args)} by position")
+    return {**named, **kwargs}
 
 
 def wrap(module: Any, method: str, around: Around) -> None:
@@ -51,11 +51,14 @@ def wrap(module: Any, method: str, around: Around) -> None:
     """
     previous = module.__dict__.get(method)
     class_function = getattr(type(module), method)
+    parameters = list(inspect.signature(class_function).parameters.values())[1:]
+    names = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
 
     @functools.wraps(class_function)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        original = self.__dict__.get(_PREVIOUS + method) or MethodType(class_function, self)
-        return around(self, original, named_arguments(original, args, kwargs))
+        # a partial, since a method made by hand cannot be compiled
+        original = self.__dict__.get(_PREVIOUS + method) or functools.partial(class_function, self)
+        return around(self, original, named_arguments(class_function, names, args, kwargs))
 
     # itself, so that functools.wraps around the wrapper does not pass the mark on
     setattr(wrapper, _MARK, wrapper)

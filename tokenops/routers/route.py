@@ -69,7 +69,14 @@ class Route(nn.Module):
 
     @property
     def schedule(self) -> Schedule:
-        """``layer -> keep``."""
+        """``layer -> keep``.
+
+        Raises:
+            TokenOpsError: a keep that was set to something else than a ratio or a count.
+
+        >>> Route(feature_norm, keep=0.5).schedule(3)
+        0.5
+        """
         return self.keep if callable(self.keep) else constant(self.keep)
 
     def scorer_at(self, layer: int) -> Scorer:
@@ -77,6 +84,10 @@ class Route(nn.Module):
 
         Raises:
             TokenOpsError: no scorer for this layer.
+
+        >>> route = Route({2: nn.Identity()}, keep=0.5)
+        >>> route.scorer_at(2), route.needs()
+        (Identity(), {})
         """
         if not isinstance(self.scorer, nn.ModuleDict):
             return self.scorer
@@ -94,7 +105,14 @@ class Route(nn.Module):
         return wanted
 
     def counts(self, layer: int, sizes: tuple[int, ...]) -> list[int]:
-        """How many tokens of units of these sizes run in a layer."""
+        """How many tokens of units of these sizes run in a layer.
+
+        Raises:
+            TokenOpsError: a bad keep of a schedule.
+
+        >>> Route(feature_norm, keep=0.5).counts(0, (576, 9))
+        [288, 4]
+        """
         keep = self.schedule(layer)
         return list(sizes) if keep is None else [keep_count(keep, n, who="Route") for n in sizes]
 
@@ -106,11 +124,13 @@ class Route(nn.Module):
         units: Units,
         mask: Bool[Tensor, "b n"] | None = None,
         alive: Bool[Tensor, "b n"] | None = None,
+        k: int | None = None,
         **signals: Any,
     ) -> tuple[Selection, Float[Tensor, "b k d"]]:
         """The tokens that run in ``layer``, and their rows of x.
 
-        ``mask`` is False at padding, which does not run; ``alive`` False where a token left earlier.
+        ``mask`` is False at padding, which does not run; ``alive`` False where a token left earlier. ``k`` is
+        the number of slots, the most tokens that a row runs; read from the device unless given.
 
         Raises:
             TokenOpsError: a required signal is missing, scores of another shape, units of another batch.
@@ -125,7 +145,7 @@ class Route(nn.Module):
         scores = scorer(x, **supply(scorer, given))
         check_beside(name_of(scorer), "scores", scores, x, None)
         kept = units.top(scores, self.counts(layer, units.sizes), here)
-        chosen = replace(Selection.from_mask(units.with_text(kept, here)), scores=scores)
+        chosen = replace(Selection.from_mask(units.with_text(kept, here), k), scores=scores)
         return chosen, chosen.reduce(x)
 
     def merge(

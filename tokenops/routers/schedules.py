@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +23,10 @@ def _whole(number: object) -> bool:
 
 @dataclass(frozen=True)
 class Steps:
-    """``layer -> keep``: ``keeps[i]`` from layer ``starts[i]`` on, None (all tokens) before the first.
+    r"""``layer -> keep``: ``keeps[i]`` from layer ``starts[i]`` on, None (all tokens) before the first.
+
+    .. math:: \mathrm{keep}(l) = \mathrm{keeps}_i
+        \quad\text{for}\quad \mathrm{starts}_i \le l < \mathrm{starts}_{i+1}
 
     A keep is a ratio or a count of the visual tokens of an image, not of those that reached the layer. Beyond
     ``depth`` layers, if given, a call is an error.
@@ -58,12 +60,17 @@ class Steps:
         """The keep of a layer, None for all tokens."""
         if layer < 0 or (self.depth is not None and layer >= self.depth):
             raise TokenOpsError("Steps", f"a layer in [0, {self.depth or '…'})", layer)
-        stage = bisect_right(self.starts, layer)
+        stage = sum(start <= layer for start in self.starts)  # bisect cannot be compiled
         return self.keeps[stage - 1] if stage else None
 
 
 def constant(keep: Keep) -> Steps:
-    """The same keep in every layer, as ALVTS (arXiv:2606.14277) has it.
+    r"""The same keep in every layer, as ALVTS (arXiv:2606.14277) has it.
+
+    .. math:: \mathrm{keep}(l) = k
+
+    Raises:
+        TokenOpsError: a bad keep.
 
     >>> constant(0.11)(31)
     0.11
@@ -72,7 +79,12 @@ def constant(keep: Keep) -> Steps:
 
 
 def from_layer(layer: int, keep: Keep) -> Steps:
-    """All tokens before a layer, ``keep`` from it on, as FastV (arXiv:2403.06764) has it.
+    r"""All tokens before a layer, ``keep`` from it on, as FastV (arXiv:2403.06764) has it.
+
+    .. math:: \mathrm{keep}(l) = k \quad\text{for}\quad l \ge l_0
+
+    Raises:
+        TokenOpsError: a bad keep, a layer that is no int of at least 0.
 
     >>> [from_layer(2, 64)(layer) for layer in (0, 1, 2, 3)]
     [None, None, 64, 64]
@@ -81,7 +93,9 @@ def from_layer(layer: int, keep: Keep) -> Steps:
 
 
 def pyramid(layers: Sequence[int], keeps: Sequence[Keep]) -> Steps:
-    """A smaller keep at every stage, as PyramidDrop (arXiv:2410.17247): 8, 16, 24 and .5, .25, .125.
+    r"""A smaller keep at every stage, as PyramidDrop (arXiv:2410.17247): 8, 16, 24 and .5, .25, .125.
+
+    .. math:: \mathrm{keep}(l) = k_i \quad\text{for}\quad l_i \le l < l_{i+1}, \qquad k_1 \ge k_2 \ge \dots
 
     Raises:
         TokenOpsError: keeps that grow, or mix ratios and counts, beside what :class:`Steps` refuses.
@@ -98,7 +112,12 @@ def pyramid(layers: Sequence[int], keeps: Sequence[Keep]) -> Steps:
 
 
 def per_layer(keeps: Sequence[Keep | None]) -> Steps:
-    """An explicit keep, or None for all tokens, for each layer of a model with exactly so many.
+    r"""An explicit keep, or None for all tokens, for each layer of a model with exactly so many.
+
+    .. math:: \mathrm{keep}(l) = k_l \quad\text{for}\quad 0 \le l < L
+
+    Raises:
+        TokenOpsError: a bad keep, no layers.
 
     >>> [per_layer([None, 0.5, 0.1])(layer) for layer in range(3)]
     [None, 0.5, 0.1]
@@ -145,23 +164,26 @@ def mass_curve(
     return torch.stack(curves).mean(0)
 
 
-def allocate(mass: Float[Tensor, "l n"], budget: float, *, floor: float = 0.01) -> Steps:
-    r"""Ratios per layer that keep the most score mass at a given mean: water-filling on marginal mass.
+def allocate(gains: Float[Tensor, "l n"], budget: float, *, floor: float = 0.01) -> Steps:
+    r"""Ratios per layer with the largest total gain at a given mean: water-filling on marginal gains.
 
-    .. math:: \max_{k} \sum_l \sum_{r \le k_l} m_{l,(r)} \quad\text{with}\quad
-        \sum_l k_l = \lfloor \rho L n \rfloor, \; f \le k_l \le n, \; \sum_r m_{l,(r)} = 1
+    .. math:: \max_{k} \sum_l \sum_{r \le k_l} g_{l,(r)} \quad\text{with}\quad
+        \sum_l k_l = \lfloor \rho L n \rfloor, \; f \le k_l \le n
 
-    Every layer gets its floor f = max(1, ⌊floor·n⌋), then the largest remaining marginals over all layers are
-    taken. A layer's mass is concave in k_l (marginals descend), so this greedy choice is the optimum; the
+    Every layer gets its floor f = max(1, ⌊floor·n⌋), then the largest remaining gains over all layers are
+    taken. The gain of a layer is concave in k_l (gains descend), so this greedy choice is the optimum; the
     chosen sets are nested, so every ratio is monotone in the budget; the sum is exact. Ties go to the better
-    rank, then to the earlier layer: layers of equal mass share equally. A layer's scale does not matter, only
-    how concentrated its mass is.
+    rank, then to the earlier layer: equal layers share equally.
+
+    What a gain is decides what is optimal: what the model's answer loses without it
+    (:func:`tokenops.training.layer_gains`) is what counts; the share of a layer's score mass
+    (:func:`mass_curve`) is cheap and says only how concentrated the scores of a layer are.
 
     Ratios are of the n bins; an image of another number of tokens rounds each layer down, so its mean may
     fall short of the budget by up to one token per layer: compare by ``handle.tokens_per_layer``.
 
     Args:
-        mass: scores of n tokens, or of n equal bins of them (:func:`mass_curve`), for each of l layers.
+        gains: of n tokens, or of n equal shares of them, for each of l layers; in any order.
         budget: mean ratio ρ over the layers, in (0, 1].
         floor: smallest ratio of a layer.
 
@@ -169,31 +191,25 @@ def allocate(mass: Float[Tensor, "l n"], budget: float, *, floor: float = 0.01) 
         ``per_layer`` of k_l / n.
 
     Raises:
-        TokenOpsError: mass not (l n), negative, not finite or all zero in a layer; a floor above the budget.
+        TokenOpsError: gains not (l n), negative or not finite; a floor above the budget.
 
     >>> allocate(torch.tensor([[4.0, 2.0, 1.0, 1.0], [7.0, 1.0, 0.0, 0.0]]), 0.5, floor=0.25).keeps
     (0.5, 0.5)
 
     Reference: Fox 1966 (greedy marginal allocation); the paper of ALVTS keeps one ratio for all layers.
     """
-    check_field("allocate", "mass", mass, None, (None, None))
-    layers, n = mass.shape
+    check_field("allocate", "gains", gains, None, (None, None))
+    layers, n = gains.shape
     for name, ratio in (("budget", budget), ("floor", floor)):
         if isinstance(check_keep(ratio, who="allocate"), int):
             raise TokenOpsError("allocate", f"{name} as a ratio in (0, 1]", repr(ratio))
-    mass = mass.detach().double().sort(dim=1, descending=True).values
-    if (
-        layers == 0
-        or n == 0
-        or not bool(((mass >= 0) & mass.isfinite()).all())
-        or not bool(mass.any(1).all())
-    ):
-        raise TokenOpsError("allocate", "mass (l n) finite, >= 0, above 0 in every layer", tuple(mass.shape))
+    gains = gains.detach().double().sort(dim=1, descending=True).values
+    if layers == 0 or n == 0 or not bool(((gains >= 0) & gains.isfinite()).all()):
+        raise TokenOpsError("allocate", "gains (l n), finite and >= 0", tuple(gains.shape))
     total, least = keep_count(budget, layers * n), keep_count(floor, n)
     if least * layers > total:
         raise TokenOpsError("allocate", f"a floor that {layers} layers can have within {budget}", floor)
-    marginal = (mass / mass.sum(1, keepdim=True))[:, least:]
     # rank-major, so that the stable sort prefers the better rank, then the earlier layer
-    order = marginal.T.flatten().argsort(descending=True, stable=True)[: total - least * layers]
+    order = gains[:, least:].T.flatten().argsort(descending=True, stable=True)[: total - least * layers]
     counts = least + torch.bincount(order % layers, minlength=layers)
     return per_layer([int(count) / n for count in counts])

@@ -25,6 +25,7 @@ class Units:
         real: (u m) bool, False for that padding.
         sizes: visual tokens of each unit.
         rows: the sequence of each unit.
+        lines: above every number in ``line``.
 
     >>> units = Units.of(torch.tensor([[-1, 0, 0, -1, 1]]))
     >>> units.sizes, units.rows
@@ -37,6 +38,7 @@ class Units:
     real: Bool[Tensor, "u m"]
     sizes: tuple[int, ...]
     rows: tuple[int, ...]
+    lines: int = 0
 
     @classmethod
     def of(cls, unit: Int[Tensor, "b n"], line: Int[Tensor, "b n"] | None = None) -> Units:
@@ -62,7 +64,8 @@ class Units:
         rows = first // unit.shape[1]
         if bool(((places // unit.shape[1] != rows[:, None]) & real).any()):
             raise TokenOpsError("Units", "units inside one sequence", "a unit in two")
-        return cls(unit, line, places, real, sizes, tuple(rows.tolist()))
+        lines = 0 if line is None or line.numel() == 0 else int(line.amax()) + 1
+        return cls(unit, line, places, real, sizes, tuple(rows.tolist()), lines)
 
     @property
     def visual(self) -> Bool[Tensor, "b n"]:
@@ -72,22 +75,41 @@ class Units:
     def top(
         self, scores: Float[Tensor, "b n"], counts: list[int], alive: Bool[Tensor, "b n"] | None = None
     ) -> Bool[Tensor, "b n"]:
-        """True at the ``counts[u]`` best visual tokens of every unit u, among the ``alive`` ones."""
+        """True at the ``counts[u]`` best visual tokens of every unit u, among the ``alive`` ones.
+
+        Raises:
+            TokenOpsError: scores that are no float tensor.
+
+        >>> units = Units.of(torch.tensor([[-1, 0, 0, -1, 1]]))
+        >>> units.top(torch.tensor([[9.0, 1.0, 3.0, 9.0, 2.0]]), [1, 1])
+        tensor([[False, False,  True, False,  True]])
+        """
         picked = scores.flatten()[self.places]
         real = self.real if alive is None else self.real & alive.flatten()[self.places]
-        k = torch.tensor(counts, dtype=torch.long, device=scores.device)
+        k = (
+            counts[0]
+            if len(set(counts)) == 1
+            else torch.tensor(counts, dtype=torch.long, device=scores.device)
+        )
         best = hard_topk(picked, k, mask=real)
         kept = torch.zeros(scores.numel() + 1, dtype=torch.bool, device=scores.device)
         kept[torch.where(self.real, self.places, scores.numel())] = best & self.real
         return kept[:-1].view(scores.shape)
 
     def with_text(self, kept: Bool[Tensor, "b n"], valid: Bool[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
-        """``kept`` visual tokens, all valid text, and the breaks of lines that keep a token."""
+        """``kept`` visual tokens, all valid text, and the breaks of lines that keep a token.
+
+        >>> units = Units.of(torch.tensor([[-1, 0, 0, -1]]))
+        >>> units.visual
+        tensor([[False,  True,  True, False]])
+        >>> kept, valid = torch.tensor([[False, False, True, False]]), torch.tensor([[True, True, True, False]])
+        >>> units.with_text(kept, valid)
+        tensor([[ True, False,  True, False]])
+        """
         others = valid & ~self.visual
         if self.line is None:
             return kept | others
-        number = int(self.line.amax()) + 2 if self.line.numel() else 1
-        alive = torch.zeros(number, dtype=torch.bool, device=kept.device)
+        alive = torch.zeros(self.lines + 1, dtype=torch.bool, device=kept.device)
         alive[torch.where(kept, self.line, -1)] = True
         # the last place stands for tokens without a line: text, which stays
         alive[-1] = True

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from tokenops.training.calibration import Calibration, calibrate
     from tokenops.training.collate import Collator
     from tokenops.training.curriculum import Curriculum
+    from tokenops.training.sensitivity import layer_budgets, layer_gains
     from tokenops.training.trainable import Trainable
 
 _LAZY = {
     "Calibration": "calibration",
     "calibrate": "calibration",
+    "layer_budgets": "sensitivity",
+    "layer_gains": "sensitivity",
     "Collator": "collate",
     "Curriculum": "curriculum",
     "Trainable": "trainable",
@@ -35,6 +38,8 @@ __all__ = [
     "constant",
     "cosine",
     "exponential",
+    "layer_budgets",
+    "layer_gains",
     "linear",
     "soft_hard_bce",
     "soft_hard_gap",

@@ -47,11 +47,19 @@ class Annealed(nn.Module):
         self.relax, self.temperature, self.progress = relax, temperature, 0.0
 
     def needs(self) -> dict[str, bool]:
-        """What the relaxation takes but for the temperature."""
+        """What the relaxation takes but for the temperature.
+
+        >>> from tokenops.selectors.relaxations import soft_topk
+        >>> "temperature" in Annealed(soft_topk, lambda progress: 1.0).needs()
+        False
+        """
         return {name: required for name, required in needs(self.relax).items() if name != "temperature"}
 
     def forward(self, scores: Tensor, k: float | Tensor | None = None, **options: Any) -> Tensor:
-        """The mask at the temperature of now."""
+        """The mask at the temperature of now.
+
+        Shapes: scores (b n), k (b) -> (b n).
+        """
         return self.relax(scores, k, temperature=self.temperature(self.progress), **options)
 
     def __repr__(self) -> str:

@@ -23,7 +23,14 @@ LOSSES = ("mse", "listwise")
 
 @dataclass(frozen=True)
 class Calibration:
-    """What :func:`calibrate` did, layer by layer; :func:`~tokenops.routers.allocate` takes its ``mass``."""
+    """What :func:`calibrate` did, layer by layer; :func:`~tokenops.routers.allocate` takes its ``mass``.
+
+    >>> from tokenops.training.calibration_store import Fit
+    >>> fit = Fit(mse=0.1, spearman=0.9, overlap=0.8)
+    >>> report = LayerReport(0, fit, fit, 3, [0.75, 0.25])
+    >>> Calibration((report,)).mass
+    tensor([[0.7500, 0.2500]], dtype=torch.float64)
+    """
 
     layers: tuple[LayerReport, ...]
 
@@ -99,6 +106,16 @@ def calibrate(
     Raises:
         TokenOpsError: bad settings, factors of other layers or widths or frozen, fewer than two items, an
             item without visual tokens, a folder of another run. Nothing is changed then.
+
+    >>> from tokenops import pocket
+    >>> from tokenops.integrations import low_rank_factors
+    >>> from tokenops.pocket.calibration_data import calibration_data
+    >>> model, processor = pocket.load()
+    >>> factors = low_rank_factors(model, rank=4, layers=[0])
+    >>> data = list(calibration_data(processor, 2, batch=1))
+    >>> found = calibrate(model, factors, data, epochs=1, progress=False)
+    >>> [report.layer for report in found.layers], found.mass.shape
+    ([0], torch.Size([1, 256]))
 
     Reference: ALVTS (arXiv:2606.14277) §3.3. Deviations: Adam with early stopping, on the items that the
     reports then use (agreement after calibration is slightly flattered); the squared error is divided by the

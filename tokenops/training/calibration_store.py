@@ -91,7 +91,9 @@ class Store:
         """Keep a finished layer; it counts as finished once its report is there."""
         weights, file = self._paths(report.layer)
         state = {name: value.contiguous() for name, value in scorer.state_dict().items()}
-        require("safetensors.torch", "calibrate").save_file(state, weights)
+        unfinished = weights.with_suffix(".part")
+        require("safetensors.torch", "calibrate").save_file(state, unfinished)
+        unfinished.replace(weights)
         _write(file, json.dumps(asdict(report)))
 
 

@@ -24,9 +24,19 @@ class Collator:
         processor: the model's processor.
         end: append the tokenizer's end token to the answer.
 
+    Shapes: -> input_ids, attention_mask, labels (b l) and the visual inputs as the processor shapes them.
+
     Raises:
         TokenOpsError: a record without prompt or answer (the Trainer removes them unless its
             ``remove_unused_columns=False``), no processor, a tokenizer without a padding token.
+
+    >>> from tokenops import pocket
+    >>> _, processor = pocket.load()
+    >>> scene = pocket.scenes(1, "heldout", seed=1)[0]
+    >>> asked = scene.questions()[0]
+    >>> batch = Collator(processor)([{"images": scene.image, "prompt": asked.prompt, "answer": asked.answer}])
+    >>> batch["labels"][0, -3:].tolist() == [-100, *batch["input_ids"][0, -2:].tolist()]
+    True
     """
 
     def __init__(self, processor: Any, *, end: bool = True) -> None:

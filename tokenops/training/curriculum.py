@@ -17,6 +17,21 @@ class Curriculum(TrainerCallback):
 
     Raises:
         TokenOpsError: the callback is given something else than the Trainable it serves.
+
+    >>> from tokenops import pocket
+    >>> from tokenops.recipes import visionselector
+    >>> from tokenops.selectors.relaxations import soft_topk
+    >>> from tokenops.selectors.scorers import LearnedScorer
+    >>> model, _ = pocket.load()
+    >>> pipeline = visionselector(LearnedScorer(128), keep=0.2, relax=soft_topk)
+    >>> trainable = Trainable(model, pipeline)
+    >>> arguments, state = TrainingArguments(report_to="none"), TrainerState(global_step=25, max_steps=100)
+    >>> Curriculum(trainable).on_step_begin(arguments, state, TrainerControl())
+    >>> trainable.progress
+    0.25
+    >>> logs = {"loss": 0.5}
+    >>> Curriculum(trainable).on_log(arguments, state, TrainerControl(), logs)
+    >>> trainable.remove()
     """
 
     def __init__(self, trainable: Trainable) -> None:

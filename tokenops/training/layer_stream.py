@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenops.errors import TokenOpsError
-from tokenops.integrations import attach
+from tokenops.integrations.attaching import attach
 from tokenops.integrations.families import Family, find_parts
 from tokenops.integrations.lens import put_lens, remove_lenses
 from tokenops.integrations.masks import query_validity

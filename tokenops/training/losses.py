@@ -52,7 +52,11 @@ def soft_hard_bce(
 def soft_hard_gap(
     soft: Float[Tensor, "b n"], hard: Bool[Tensor, "b n"], mask: Bool[Tensor, "b n"]
 ) -> Float[Tensor, ""]:
-    """Mean absolute difference between soft and hard mask over real tokens; 0 when training has closed it.
+    r"""Mean absolute difference between soft and hard mask over real tokens.
+
+    .. math:: \frac{1}{\sum_b N_b} \sum_b \sum_i |m_{bi} - h_{bi}|
+
+    over the real tokens of all images together; 0 when training has closed the gap.
 
     Raises:
         TokenOpsError: shapes that differ.

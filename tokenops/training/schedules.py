@@ -11,7 +11,9 @@ Schedule = Callable[[float], float]
 
 
 def constant(value: float) -> Schedule:
-    """The same value all the way.
+    r"""The same value all the way.
+
+    .. math:: \lambda(p) = c
 
     >>> constant(0.5)(0.9)
     0.5
@@ -39,7 +41,9 @@ def linear(start: float, end: float, *, begin: float = 0.0) -> Schedule:
 
 
 def cosine(start: float, end: float) -> Schedule:
-    """Half a cosine from ``start`` to ``end``: slow, fast, slow.
+    r"""Half a cosine from ``start`` to ``end``: slow, fast, slow.
+
+    .. math:: \lambda(p) = a + (b - a)\,\frac{1 - \cos \pi p}{2}
 
     >>> [round(cosine(0.0, 1.0)(p), 3) for p in (0.0, 0.25, 0.5, 1.0)]
     [0.0, 0.146, 0.5, 1.0]

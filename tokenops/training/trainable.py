@@ -45,6 +45,24 @@ class Trainable(nn.Module):
     Raises:
         TokenOpsError: nothing to train, a curriculum that is no function, or whatever ``attach`` refuses; the
             model is unchanged then. In training: a pipeline that selects without a soft mask.
+
+    >>> from tokenops import pocket
+    >>> from tokenops.recipes import visionselector
+    >>> from tokenops.selectors.relaxations import soft_topk
+    >>> from tokenops.selectors.scorers import LearnedScorer
+    >>> model, processor = pocket.load()
+    >>> pipeline = visionselector(LearnedScorer(128), keep=0.2, relax=soft_topk)
+    >>> trainable = Trainable(model.train(), pipeline)
+    >>> scene = pocket.scenes(1, "train", seed=1)[0]
+    >>> batch = processor(images=scene.image, text=scene.questions()[0].prompt, return_tensors="pt")
+    >>> labels = batch["input_ids"].clone()
+    >>> labels[:, :-1] = -100
+    >>> trainable(labels=labels, **batch)["loss"].backward()
+    >>> bool(pipeline.stages["after_projector"].selector.scorer.k_proj.bias.grad.any())
+    True
+    >>> trainable.config is model.config, trainable.train(False).training
+    (True, False)
+    >>> trainable.remove()
     """
 
     # read by the Trainer: it passes num_items_in_batch, counted without the first label of a row, and warns
@@ -116,7 +134,11 @@ class Trainable(nn.Module):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """Checkpoint the model's layers (non-reentrant: the inputs of frozen layers carry the gradient)."""
+        """Checkpoint the model's layers (non-reentrant: the inputs of frozen layers carry the gradient).
+
+        Raises:
+            TokenOpsError: ``use_reentrant=True``.
+        """
         kwargs = {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}
         if kwargs["use_reentrant"]:
             raise TokenOpsError("Trainable", "checkpointing with use_reentrant=False", "True")
@@ -129,7 +151,11 @@ class Trainable(nn.Module):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """The older name of :meth:`activation_checkpointing_enable`."""
+        """The older name of :meth:`activation_checkpointing_enable`.
+
+        Raises:
+            TokenOpsError: ``use_reentrant=True``.
+        """
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def forward(

@@ -159,7 +159,11 @@ class LowRankAttention(nn.Module):
         return made
 
     def needs(self) -> dict[str, bool]:
-        """What a :class:`Route` supplies: rotary positions for heads kept apart, not for the joint map."""
+        """What a :class:`Route` supplies: rotary positions for heads kept apart, not for the joint map.
+
+        >>> LowRankAttention(8, 2, heads=2).needs()
+        {'visual': True, 'mask': False}
+        """
         return {"visual": True, "mask": False} | ({"rope": False} if self.softmax == "head" else {})
 
     def scores(
@@ -179,6 +183,15 @@ class LowRankAttention(nn.Module):
         ``causal`` is the layer's own unless given.
 
         ``rope`` is (cos, sin), each (b l e) or (1 l e), as the layer gets them; M-RoPE arrives mixed.
+
+        Raises:
+            TokenOpsError: x of another width, rank or device; rope for the joint map; what
+                :func:`attention_scores` refuses.
+
+        >>> layer = LowRankAttention(8, 2, heads=2, causal=False)
+        >>> x, visual = torch.randn(1, 3, 8), torch.tensor([[True, True, False]])
+        >>> torch.equal(layer.scores(x, visual=visual), layer(x, visual=visual))
+        True
         """
         q, k = self.queries_and_keys(x, mask=mask, rope=rope)
         return attention_scores(
@@ -198,7 +211,17 @@ class LowRankAttention(nn.Module):
     def queries_and_keys(
         self, x: Float[Tensor, "b l d"], *, mask: Bool[Tensor, "b l"] | None = None, rope: Rope | None = None
     ) -> tuple[Float[Tensor, "b h l e"], Float[Tensor, "b g l e"]]:
-        """Approximate queries and keys, one head of width R for the joint softmax; padding is taken as 0."""
+        """Approximate queries and keys, one head of width R for the joint softmax; padding is taken as 0.
+
+        Raises:
+            TokenOpsError: x of another width, rank or device; a mask not (b l); rope for the joint map, or of
+                other sizes.
+
+        >>> layer = LowRankAttention(8, 2, heads=4, kv_heads=2, softmax="head")
+        >>> q, k = layer.queries_and_keys(torch.randn(1, 3, 8))
+        >>> q.shape, k.shape
+        (torch.Size([1, 4, 3, 2]), torch.Size([1, 2, 3, 2]))
+        """
         check_tokens("LowRankAttention", x, mask, width=self.dim)
         self._check_rope(x, rope)
         weight = self.q.weight
