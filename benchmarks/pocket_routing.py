@@ -25,8 +25,8 @@ from rich.table import Table
 import tokenops
 from tokenops import Pipeline, pocket, recipes
 from tokenops.integrations import low_rank_factors
-from tokenops.pocket.routing import alvts, score_mass
-from tokenops.routers import Route, allocate, from_layer
+from tokenops.pocket.routing import alvts, layer_counts, score_mass
+from tokenops.routers import Route, allocate, from_layer, per_layer
 from tokenops.selectors.scorers import last_attention
 
 N, LAYERS = 144, 4
@@ -45,7 +45,8 @@ def methods(model: Any) -> Iterator[tuple[str, int, Pipeline]]:
         yield "ALVTS", k, recipes.alvts(ours, k)
         yield "ALVTS, not calibrated", k, recipes.alvts(svd, k)
         yield "ALVTS, teacher scores", k, recipes.alvts(exact, k)
-        yield "ALVTS, ratios per layer", k, recipes.alvts(ours, allocate(mass, k / N, floor=0.02))
+        yield "ALVTS, ratios by score mass", k, recipes.alvts(ours, allocate(mass, k / N, floor=0.02))
+        yield "ALVTS, ratios by gain", k, recipes.alvts(ours, per_layer(layer_counts("alvts")[k]))
         yield "FastV (exit)", k, recipes.fastv(k, layer=STATIC)
         yield "FastV's choice, skip", k, Pipeline(layers=Route(last_attention, from_layer(STATIC, k)))
         yield "ALVTS from layer 2, exit", k, Pipeline(layers=Route(ours, from_layer(STATIC, k), fate="exit"))
@@ -57,6 +58,9 @@ def methods(model: Any) -> Iterator[tuple[str, int, Pipeline]]:
             if factor * k < N:
                 before = pocket.visionselector(round(factor * k))
                 yield f"hybrid x{factor:g}", k, before | recipes.alvts(ours, k)
+        if k in layer_counts("hybrid"):
+            routed = recipes.alvts(ours, per_layer(layer_counts("hybrid")[k]))
+            yield "hybrid x2, ratios by gain", k, pocket.visionselector(2 * k) | routed
         yield "VisionZip", k, recipes.visionzip(k)
         yield "DivPrune", k, recipes.divprune(k)
         yield "CLS attention", k, recipes.cls_attention(k)
@@ -96,12 +100,14 @@ def compare(
 
 PAIRS = [
     ("ALVTS", "ALVTS, not calibrated"),
-    ("ALVTS, ratios per layer", "ALVTS"),
+    ("ALVTS, ratios by gain", "ALVTS"),
+    ("ALVTS, ratios by score mass", "ALVTS"),
     ("FastV's choice, skip", "FastV (exit)"),
     ("ALVTS from layer 2", "ALVTS from layer 2, exit"),
     ("ALVTS from layer 2", "FastV (exit)"),
     ("ALVTS at FastV's mean", "FastV (exit)"),
     *((f"hybrid x{f}", rival) for f in ("1.5", "2", "3") for rival in ("ALVTS", "VisionSelector")),
+    *(("hybrid x2, ratios by gain", rival) for rival in ("hybrid x2", "ALVTS", "VisionSelector")),
 ]
 
 

@@ -39,7 +39,9 @@ KEEPS = (0.1, 0.2, 0.3)
 RANKS = (32, 64, 128)
 
 
-def build() -> LlavaForConditionalGeneration:
+def build(
+    layers: int = LAYERS, width: int = WIDTH, ffn: int = FFN, heads: int = HEADS, side: int = SIDE
+) -> LlavaForConditionalGeneration:
     """The model, in evaluation mode."""
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
@@ -47,33 +49,34 @@ def build() -> LlavaForConditionalGeneration:
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=1,
-        image_size=SIDE * 4,
+        image_size=side * 4,
         patch_size=4,
     )
     text = LlamaConfig(
-        hidden_size=WIDTH,
-        intermediate_size=FFN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
+        hidden_size=width,
+        intermediate_size=ffn,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         vocab_size=1000,
     )
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_id=IMAGE,
-        image_seq_length=SIDE**2,
+        image_seq_length=side**2,
         vision_feature_layer=-1,
     )
     return LlavaForConditionalGeneration(config).eval()
 
 
-def prompt() -> dict[str, Tensor]:
+def prompt(batch: int = 1, side: int = SIDE) -> dict[str, Tensor]:
     """Half of the text before the image, half behind it."""
     torch.manual_seed(1)
     words = torch.randint(5, 900, (TEXT,))
-    ids = torch.cat([words[: TEXT // 2], torch.full((SIDE**2,), IMAGE), words[TEXT // 2 :]])[None]
-    pixels = torch.randn(1, 3, SIDE * 4, SIDE * 4)
+    ids = torch.cat([words[: TEXT // 2], torch.full((side**2,), IMAGE), words[TEXT // 2 :]])
+    ids = ids.expand(batch, -1).contiguous()
+    pixels = torch.randn(batch, 3, side * 4, side * 4)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
 
 

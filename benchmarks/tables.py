@@ -14,10 +14,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import tables_choose as choose
+import tables_limits as limits
 import tables_routing as routing
+import tables_speed as speed
 from tables_kit import ROOT, markdown, read
 
-PAGES = ("README.md", "docs/relaxations.md")
+PAGES = ("README.md", "docs/relaxations.md", "docs/choose.md", "docs/results.md")
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -203,10 +206,16 @@ TABLES: dict[str, Callable[[], str]] = {
         gains,
         ablation,
         decode,
+        choose.choose,
+        choose.choose_recipes,
+        choose.choose_cost,
         routing.routing,
         routing.routing_fates,
         routing.routing_pairs,
         routing.routing_cost,
+        *speed.TABLES,
+        *limits.TABLES,
+        routing.retention,
         relaxation_bars,
         relaxation_speed,
         relaxation_awkward,

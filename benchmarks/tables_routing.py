@@ -8,8 +8,10 @@ SHOWN = (
     "ALVTS",
     "ALVTS, not calibrated",
     "ALVTS, teacher scores",
-    "ALVTS, ratios per layer",
+    "ALVTS, ratios by score mass",
+    "ALVTS, ratios by gain",
     "hybrid x2",
+    "hybrid x2, ratios by gain",
     "VisionSelector",
     "VisionZip",
     "DivPrune",
@@ -17,8 +19,14 @@ SHOWN = (
     "uniform",
     "random",
 )
+FIRST = ("hybrid x2", "ALVTS", "VisionSelector", "DivPrune", "VisionZip", "CLS attention", "uniform", "random")
 LEFT_OUT = ("hybrid x1.5", "hybrid x3", "FastV's choice, skip")
 SCHEDULES = ("FastV (exit)", "FastV's choice, skip", "ALVTS from layer 2, exit", "ALVTS from layer 2")
+
+
+def retention() -> str:
+    """The methods people ask about first, at equal mean tokens per layer."""
+    return _accuracy(FIRST)
 
 
 def routing() -> str:

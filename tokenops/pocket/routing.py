@@ -13,7 +13,7 @@ from tokenops.routers.schedules import Schedule
 
 
 def factors_dir() -> Path:
-    """The folder with the pipeline of calibrated factors and the layers' score mass."""
+    """The folder with the calibrated factors, the layers' score mass and tokens per layer."""
     return Path(__file__).parent / "factors"
 
 
@@ -37,3 +37,16 @@ def score_mass() -> list[list[float]]:
     4
     """
     return json.loads((factors_dir() / "mass.json").read_text())
+
+
+def layer_counts(method: str = "alvts") -> dict[int, list[int]]:
+    """Mean tokens per layer -> tokens of each layer, by :func:`tokenops.training.layer_gains`.
+
+    ``"alvts"`` alone, or ``"hybrid"``, where VisionSelector passes on twice the mean.
+
+    >>> counts = layer_counts()[16]
+    >>> len(counts), sum(counts)
+    (4, 64)
+    """
+    counts = json.loads((factors_dir() / "layers.json").read_text())[method]
+    return {int(mean): per_layer for mean, per_layer in counts.items()}
