@@ -23,4 +23,12 @@ class TokenOpsError(ValueError):
 
 
 class TokenOpsWarning(UserWarning):
-    """Something that works but is probably not what was meant."""
+    """Something that works but is probably not what was meant.
+
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as told:
+    ...     warnings.simplefilter("always")
+    ...     warnings.warn("a scorer trained with another scope", TokenOpsWarning, stacklevel=1)
+    >>> told[0].category.__name__
+    'TokenOpsWarning'
+    """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: fine; could not be done; bad arguments or something not installed; Ctrl-C."""
 
 
-def require(command: str, modules: Sequence[str]) -> None:
+def require(command: str, modules: Sequence[str], extra: str = "demo") -> None:
     """Check that the modules are installed, without importing them.
 
     Raises:
@@ -25,12 +26,16 @@ def require(command: str, modules: Sequence[str]) -> None:
     """
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        expected = "the demo extra (pip install 'tokenops[demo]')"
+        expected = f"the {extra} extra (pip install 'tokenops[{extra}]')"
         raise TokenOpsError(command, expected, f"no {', '.join(missing)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on ``arguments`` (``sys.argv`` by default) and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # formulas and names hold more than ASCII; a terminal without those characters shows "?"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         require("tokenops", ["typer", "rich"])
         from tokenops.cli.commands import app

@@ -1,26 +1,17 @@
-"""The commands of the command line."""
+"""The commands of the command line, one file each."""
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import asdict
-from itertools import groupby
-from pathlib import Path
-from typing import Annotated
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any
 
+import torch
 import typer
-from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
 
 from tokenops import __version__
-from tokenops.cli import INTERRUPTED, require
-from tokenops.cli.components import Component, components
+from tokenops.cli import FAILED, INTERRUPTED, bench, calibrate, cite, demo, listing, show, train, visualize
 
-_MODEL = ("transformers", "tokenizers", "safetensors", "numpy", "PIL", "torchvision")
-_DEMO_NEEDS = (*_MODEL, "sklearn", "matplotlib")
 _EXIT_CODES = "Exit codes: 0 done, 1 could not be done, 2 bad arguments or not installed, 130 Ctrl-C."
 
 app = typer.Typer(
@@ -48,79 +39,29 @@ def _root(
     pass
 
 
-@app.command(epilog=f"Example: tokenops demo --out pictures --questions 1000. {_EXIT_CODES}")
-def demo(
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for the pictures and the table; made if needed.")
-    ] = Path("tokenops-demo"),
-    questions: Annotated[
-        int, typer.Option(metavar="N", help="Measure accuracy on at least this many held-out questions.")
-    ] = 240,
-    seed: Annotated[int, typer.Option(metavar="S", help="Which held-out scenes to ask about.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the table as JSON; everything else goes to stderr.")
-    ] = False,
-) -> None:
-    """A small trained model answers questions with 100, 30, 20 and 10 % of its visual tokens.
+def _add(command: Callable[..., None], example: str, name: str | None = None) -> None:
+    """One command: its help ends with an example and the exit codes; what breaks it off is told in a line."""
 
-    The pocket model that ships with this package (a LLaVA of 1.3 million parameters, no download) is asked
-    about handwritten digits it has never seen. VisionSelector answers a few questions aloud; then it is
-    compared with random, uniform and CLS-attention selection: accuracy, tokens kept, prefill time beside
-    that of all tokens, and KV-cache size. Writes tokenops-demo.png (kept tokens bright, dropped ones dark)
-    and tokenops-demo.json. Takes about a minute on one CPU core.
-    """
-    require("tokenops demo", _DEMO_NEEDS)
-    import torch
-    from transformers.utils import logging
+    @functools.wraps(command)
+    def told(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except torch.OutOfMemoryError as error:
+            typer.echo(f"error: {str(error).splitlines()[0]}", err=True)
+            raise typer.Exit(FAILED) from None
 
-    from tokenops.cli.console import RichTeller
-    from tokenops.demo.record import NOTE
-    from tokenops.demo.run import Settings, run
-
-    settings = Settings(out, questions, seed)
-    logging.disable_progress_bar()
-    # a model this small gains nothing from a second thread, and loses much to it on a busy machine
-    torch.set_num_threads(1)
-    console = Console(stderr=as_json, highlight=False)
-    start = time.perf_counter()
-    try:
-        result = run(settings, RichTeller(console))
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    if as_json:
-        typer.echo(result.json, nl=False)
-    console.print(Padding(NOTE, (0, 1)))
-    files = f"\n picture  {result.picture}\n layers   {result.layers}\n table    {result.table}"
-    console.print(files, soft_wrap=True)
-    console.print(f" {time.perf_counter() - start:.0f} seconds")
+    first = " ".join((command.__doc__ or "").partition("\n\n")[0].split())
+    app.command(name, epilog=f"{example} {_EXIT_CODES}", short_help=first)(told)
 
 
-@app.command("list")
-def list_components(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
-) -> None:
-    """List the recipes (whole methods) and the components they are built from.
-
-    A recipe is a function that returns a pipeline to attach: tokenops.create("random", keep=0.2). Recipes
-    come first; every name is listed under the module it is imported from.
-    """
-    found = components()
-    if as_json:
-        typer.echo(json.dumps([asdict(component) for component in found], indent=2))
-        return
-    Console(highlight=False).print(_listing(found))
-
-
-def _listing(found: list[Component]) -> Table:
-    """Names and what they do, under a heading for every module they are imported from."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for module, members in groupby(found, key=lambda component: component.module):
-        table.add_row(Text(module, style="bold"), "")
-        for c in members:
-            paper = f"  {c.paper}" if c.paper else ""
-            table.add_row(f"  {c.name}", Text.assemble(c.summary, (paper, "dim")))
-        table.add_row("", "")
-    return table
+_add(demo.demo, demo.EXAMPLE)
+_add(listing.list_components, listing.EXAMPLE, "list")
+_add(show.show, show.EXAMPLE)
+_add(bench.bench, bench.EXAMPLE)
+_add(calibrate.calibrate, calibrate.EXAMPLE)
+_add(train.train, train.EXAMPLE)
+_add(visualize.visualize, visualize.EXAMPLE)
+_add(cite.cite, cite.EXAMPLE)
