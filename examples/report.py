@@ -1,0 +1,50 @@
+"""Which tokens does a method keep, and what does the model then say? One HTML page about one question.
+
+python examples/report.py
+python examples/report.py --images photo.jpg --question "What is on the table?" --out table.html
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from PIL import Image
+
+from tokenops import pocket, recipes
+from tokenops.analysis import report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", nargs="*", default=[], help="pictures; by default a held-out scene")
+    parser.add_argument("--question", default="how many coloured digits ?")
+    parser.add_argument("--keep", type=float, default=0.2)
+    parser.add_argument("--runs", type=int, default=5, help="rounds of timing; 0 for none")
+    parser.add_argument("--out", default="report.html")
+    options = parser.parse_args()
+
+    # for a real model, instead of this line:
+    # model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", device_map="cuda")
+    # processor = AutoProcessor.from_pretrained(name)
+    model, processor = pocket.load()
+
+    images = [Image.open(path) for path in options.images] or [pocket.scenes(1, "heldout", seed=0)[0].image]
+    pipelines = {
+        "VisionSelector": pocket.visionselector(
+            options.keep
+        ),  # trained; tokenops.load("folder") for your own
+        "CLS attention": recipes.cls_attention(options.keep),
+        "VisionZip": recipes.visionzip(options.keep),
+        "DivPrune": recipes.divprune(options.keep),
+        "random": recipes.random(options.keep),
+    }
+    page = report(model, processor, images, options.question, pipelines, runs=options.runs)
+    for method in page.data["methods"]:
+        print(f"{method['name']:15} {method['tokens_per_layer'][0]:5.0f} tokens   {method['answer']}")
+    print(page.write(options.out))
+
+
+if __name__ == "__main__":
+    main()
