@@ -9,21 +9,31 @@ PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
 DEMO := $(VENV)/.installed-demo
 DEV := $(VENV)/.installed-dev
+BROWSER := $(VENV)/.installed-browser
+SITE := docs/_build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint types format install wheel clean
+.PHONY: help demo test slow docs browser-test lint types format install wheel clean
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(DEMO) ## answer questions with fewer and fewer visual tokens, on the model that ships with the package
 	@$(PY) -m tokenops demo
 
 test: $(DEV) ## the test suite, with coverage
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --tb=short -n $(WORKERS) --dist worksteal -m "not slow" --cov --cov-report=term --durations=10 $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --tb=short -n $(WORKERS) --dist worksteal -m "not slow and not browser" --cov --cov-report=term --durations=10 $(PYTEST_ARGS)
 
 slow: $(DEV) ## the tests that take minutes: torch.compile of every family, two processes
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --tb=short -n $(WORKERS) -m slow --durations=10 $(PYTEST_ARGS)
+
+docs: $(DEV) ## the documentation, into docs/_build/html: pages are run, warnings are errors, links are checked
+	@$(PY) -m sphinx --builder html --nitpicky --fail-on-warning --keep-going --quiet \
+		--doctree-dir docs/_build/doctrees docs $(SITE)
+	@$(PY) docs/_ext/site_check.py $(SITE)
+
+browser-test: $(BROWSER) docs ## every page of it in a headless chromium, wide and on a phone
+	@$(PY) -m pytest -q --tb=short -m browser tests/browser $(PYTEST_ARGS)
 
 lint: $(DEV) ## ruff: rules and formatting
 	@$(PY) -m ruff check .
@@ -43,7 +53,7 @@ wheel: $(DEV) ## the wheel, into dist/
 	@$(PY) -m build --wheel --no-isolation
 
 clean: ## remove environments, caches and build products
-	rm -rf .venv .venv-* build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist docs/_build htmlcov .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis
 
 # the stamps are renewed when the list of dependencies changes; pip then adds only what is missing
 $(PY):
@@ -55,6 +65,10 @@ $(DEMO): pyproject.toml constraints.txt | $(PY)
 		echo "Installing PyTorch and the demo's packages into $(VENV): one to five minutes, once."; \
 		$(INSTALL) --editable '.[demo]'; \
 	fi
+	@touch $@
+
+$(BROWSER): $(DEV)
+	$(INSTALL) --editable '.[browser]'
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(PY)
