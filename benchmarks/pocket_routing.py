@@ -61,6 +61,7 @@ def methods(model: Any) -> Iterator[tuple[str, int, Pipeline]]:
         if k in layer_counts("hybrid"):
             routed = recipes.alvts(ours, per_layer(layer_counts("hybrid")[k]))
             yield "hybrid x2, ratios by gain", k, pocket.visionselector(2 * k) | routed
+        yield "hybrid DivPrune x2", k, recipes.divprune(2 * k) | recipes.alvts(ours, k)
         yield "VisionZip", k, recipes.visionzip(k)
         yield "DivPrune", k, recipes.divprune(k)
         yield "CLS attention", k, recipes.cls_attention(k)
@@ -68,12 +69,15 @@ def methods(model: Any) -> Iterator[tuple[str, int, Pipeline]]:
         yield "random", k, recipes.random(k, seed=None)
 
 
-def collect(scenes: list[pocket.Scene]) -> tuple[np.ndarray, list[dict[str, Any]], list[np.ndarray]]:
+def collect(
+    scenes: list[pocket.Scene], only: list[str]
+) -> tuple[np.ndarray, list[dict[str, Any]], list[np.ndarray]]:
     """Right answers of the model alone, and a row and the right answers of each method and budget."""
     model, processor = pocket.load()
     full = answers(model, processor, scenes, None)
     rows, hits = [], []
-    for name, k, pipeline in track(list(methods(model)), "methods"):
+    chosen = [method for method in methods(model) if not only or method[0] in only]
+    for name, k, pipeline in track(chosen, "methods"):
         torch.manual_seed(0)
         with tokenops.attach(model, pipeline) as handle:
             right = answers(model, processor, scenes, None)
@@ -107,8 +111,22 @@ PAIRS = [
     ("ALVTS from layer 2", "FastV (exit)"),
     ("ALVTS at FastV's mean", "FastV (exit)"),
     *((f"hybrid x{f}", rival) for f in ("1.5", "2", "3") for rival in ("ALVTS", "VisionSelector")),
+    ("hybrid DivPrune x2", "DivPrune"),
+    ("hybrid DivPrune x2", "ALVTS"),
     *(("hybrid x2, ratios by gain", rival) for rival in ("hybrid x2", "ALVTS", "VisionSelector")),
 ]
+
+
+def merge(result: dict[str, Any], before: dict[str, Any]) -> None:
+    """Put the rows and pairs that were not measured again before those that were."""
+    same = ("questions", "full", "settings")
+    if any(result[key] != before[key] for key in same):
+        raise SystemExit("the file was measured with other scenes, on another machine or version")
+    now = {(row["method"], row["budget"]) for row in result["rows"]}
+    result["rows"] = [r for r in before["rows"] if (r["method"], r["budget"]) not in now] + result["rows"]
+    new = {(p["method"], p["against"], p["budget"]) for p in result["pairs"]}
+    kept = [p for p in before["pairs"] if (p["method"], p["against"], p["budget"]) not in new]
+    result["pairs"] = kept + result["pairs"]
 
 
 def show(result: dict[str, Any]) -> None:
@@ -136,9 +154,12 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--only", nargs="+", default=[], help="measure these methods, keep the other rows of --out"
+    )
     options = parser.parse_args()
     scenes = pocket.scenes(options.scenes, "heldout", seed=options.seed)
-    full, rows, hits = collect(scenes)
+    full, rows, hits = collect(scenes, options.only)
     owner = np.array([i for pairs in batches(scenes) for i, _ in pairs])
     for row, right in zip(rows, hits, strict=True):
         loss = right.astype(float) - full
@@ -153,6 +174,8 @@ def main() -> None:
         "torch": torch.__version__,
         "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
     }
+    if options.only:
+        merge(result, json.loads(options.out.read_text()))
     show(result)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,8 @@ import tables_routing as routing
 import tables_speed as speed
 from tables_kit import ROOT, markdown, read
 
-PAGES = ("README.md", "docs/relaxations.md", "docs/choose.md", "docs/results.md")
+TUTORIALS = ("docs/tutorials/train-visionselector.md", "docs/tutorials/hybrid.md")
+PAGES = ("README.md", "docs/relaxations.md", "docs/choose.md", "docs/results.md", *TUTORIALS)
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -9,7 +9,10 @@ READY = (
     ("nothing", ("DivPrune", "uniform", "random")),
     ("nothing; the vision tower has a CLS token", ("CLS attention", "VisionZip")),
     ("nothing; factors of the model's own weights", ("ALVTS, not calibrated",)),
-    ("calibrate factors on a few samples", ("ALVTS", "ALVTS, ratios by score mass", "ALVTS, ratios by gain")),
+    (
+        "calibrate factors on a few samples",
+        ("ALVTS", "ALVTS, ratios by score mass", "ALVTS, ratios by gain", "hybrid DivPrune x2"),
+    ),
     ("train a scorer", ("VisionSelector",)),
     ("both", ("hybrid x1.5", "hybrid x2", "hybrid x3", "hybrid x2, ratios by gain")),
 )

@@ -70,4 +70,21 @@ def timm_routing() -> str:
     return where(result["settings"]) + markdown(["method", "keep", "measured", "counted"], body)
 
 
-TABLES = (limits, limits_prune, ragged_attention, timm_routing)
+def compiled_routing() -> str:
+    """Prefill routed and not, eager and compiled."""
+    result = read("compiled_routing")
+    pairs = (
+        "unrouted compiled / unrouted eager",
+        "routed compiled / routed eager",
+        "routed eager / unrouted eager",
+        "routed compiled / unrouted compiled",
+    )
+    body = [
+        [f"{row['n']:,} tokens, width {row['width']:,}", *(f"{row['ratios'][pair]:.2f}×" for pair in pairs)]
+        for row in result["rows"]
+    ]
+    share = f"ALVTS of rank {result['settings']['rank']} at {result['settings']['keep']:.0%}, "
+    return share + where(result["machine"]) + markdown(["times faster", *pairs], body)
+
+
+TABLES = (compiled_routing, limits, limits_prune, ragged_attention, timm_routing)

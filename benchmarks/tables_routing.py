@@ -12,6 +12,7 @@ SHOWN = (
     "ALVTS, ratios by gain",
     "hybrid x2",
     "hybrid x2, ratios by gain",
+    "hybrid DivPrune x2",
     "VisionSelector",
     "VisionZip",
     "DivPrune",
@@ -19,7 +20,18 @@ SHOWN = (
     "uniform",
     "random",
 )
-FIRST = ("hybrid x2", "ALVTS", "VisionSelector", "DivPrune", "VisionZip", "CLS attention", "uniform", "random")
+FIRST = (
+    "hybrid x2",
+    "hybrid DivPrune x2",
+    "ALVTS",
+    "ALVTS, ratios by gain",
+    "VisionSelector",
+    "DivPrune",
+    "VisionZip",
+    "CLS attention",
+    "uniform",
+    "random",
+)
 LEFT_OUT = ("hybrid x1.5", "hybrid x3", "FastV's choice, skip")
 SCHEDULES = ("FastV (exit)", "FastV's choice, skip", "ALVTS from layer 2, exit", "ALVTS from layer 2")
 

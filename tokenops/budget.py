@@ -74,6 +74,9 @@ def keep_count(keep: Keep, n: int, *, who: str = "budget") -> int:
 
     for a ratio, ``min(n, keep)`` for a count; 0 of 0. The 1e-6 keeps 0.29 of 100 at 29 in spite of rounding.
 
+    Raises:
+        TokenOpsError: a bad keep, n below 0.
+
     >>> [keep_count(k, 144) for k in (0.1, 0.3, 1.0, 14, 1000)]
     [14, 43, 144, 14, 144]
     """
@@ -85,7 +88,16 @@ def keep_count(keep: Keep, n: int, *, who: str = "budget") -> int:
 
 
 def keep_counts(keep: Keep, n: Tensor, *, who: str = "budget") -> Tensor:
-    """:func:`keep_count` for a tensor of token counts, any shape; long, same shape.
+    r""":func:`keep_count` for a tensor of token counts.
+
+    .. math:: k_b = \min(n_b, \max(1, \lfloor \text{keep} \cdot n_b + 10^{-6} \rfloor))
+
+    for a ratio, ``min(n, keep)`` for a count.
+
+    Shapes: n (...) -> (...) long.
+
+    Raises:
+        TokenOpsError: a bad keep.
 
     >>> keep_counts(0.1, torch.tensor([144, 5, 0]))
     tensor([14,  1,  0])

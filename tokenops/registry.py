@@ -71,13 +71,29 @@ def register(
 
 
 def unregister(kind: str, name: str) -> None:
-    """Take a component off the index again (for tests and notebooks)."""
+    """Take a component off the index again (for tests and notebooks).
+
+    Raises:
+        TokenOpsError: nothing of that kind and name is registered.
+
+    >>> unregister("scorer", "not_there")
+    Traceback (most recent call last):
+    ...
+    tokenops.errors.TokenOpsError: unregister: a registered scorer, got 'not_there'
+    """
     if _ENTRIES.pop((kind, name), None) is None:
         raise TokenOpsError("unregister", f"a registered {kind}", repr(name))
 
 
 def registered(kind: str | None = None) -> tuple[Entry, ...]:
-    """All entries, or those of one kind, sorted by kind and name."""
+    """All entries, or those of one kind, sorted by kind and name.
+
+    Raises:
+        TokenOpsError: an unknown kind.
+
+    >>> [(entry.name, entry.paper) for entry in registered("scorer")][:1]
+    [('LearnedScorer', 'arXiv:2510.16598')]
+    """
     if kind is not None and kind not in KINDS:
         raise TokenOpsError("registered", f"kind must be one of {', '.join(KINDS)}", repr(kind))
     return tuple(e for key, e in sorted(_ENTRIES.items()) if kind in (None, key[0]))

@@ -191,6 +191,14 @@ def test_the_model_is_untouched(family: str, training: bool) -> None:
     assert attached(model) is None
 
 
+def test_a_model_that_never_ran_can_be_measured_twice() -> None:
+    """Its first forward adds hooks and an attribute that says so: both have to go, or both to stay."""
+    model = tiny.llava()
+    for _ in range(2):
+        measure(model, inputs_of("llava"), recipes.random(4), **QUICK)
+    assert len(model(**inputs_of("llava"), output_hidden_states=True).hidden_states) == 4
+
+
 @pytest.mark.parametrize("at", [2, 4, 5, 7])
 @pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
 def test_the_model_is_untouched_after_an_error(at: int, error: BaseException) -> None:

@@ -38,7 +38,7 @@ def next_tokens(m: Any, data: list[dict[str, Any]]) -> Tensor:
 def test_gains_are_what_the_next_token_loses(family: str) -> None:
     m, data = model(family, "sdpa"), items(family)
     recipe = partial(alvts, low_rank_factors(m, 4))
-    gains = layer_gains(m, recipe, data, 0.5, factors=(0.5, 1.0, 2.0), bins=4, progress=False)
+    gains = layer_gains(m, recipe, data, 0.5, shares=(0.5, 1.0, 2.0), bins=4, progress=False)
     depth = m.config.text_config.num_hidden_layers
     told = next_tokens(m, data)
     for layer in range(depth):
@@ -128,8 +128,8 @@ def test_hulls_by_hand() -> None:
     [
         ({"budget": 3}, "budget as a ratio"),
         ({"budget": 0.0}, "keep"),
-        ({"factors": (1.0,)}, "two factors"),
-        ({"factors": (1.0, -1.0)}, "factors > 0"),
+        ({"shares": (1.0,)}, "two shares"),
+        ({"shares": (1.0, -1.0)}, "shares > 0"),
         ({"bins": 0}, "bins"),
         ({"data": []}, "one item"),
         ({"data": [3]}, "input_ids"),

@@ -35,6 +35,11 @@ class Panel:
         kept: (rows columns) bool, True for the tokens that stayed.
         caption: a few words under it.
         right: colours the caption green or red; None leaves it grey.
+
+    >>> black, kept = torch.zeros(8, 8, 3, dtype=torch.uint8), torch.tensor([[True, False]])
+    >>> panel = Panel(black, kept, "seven", right=True)
+    >>> panel.caption, int(panel.kept.sum())
+    ('seven', 1)
     """
 
     pixels: Tensor
@@ -121,10 +126,14 @@ def draw_panels(
     subtitle: str = "",
     footer: str = "",
 ) -> bytes:
-    """``panels[row][column]`` as the bytes of a PNG (matplotlib, no display needed).
+    r"""``panels[row][column]`` as the bytes of a PNG (matplotlib, no display needed).
 
     Raises:
         TokenOpsError: panels that are not one list per row with one panel per column, or no matplotlib.
+
+    >>> panel = Panel(torch.zeros(8, 8, 3, dtype=torch.uint8), torch.tensor([[True, False]]))
+    >>> draw_panels([[panel]], rows=["uniform"], columns=["50 %"], title="Kept")[:4]
+    b'\x89PNG'
     """
     ragged = len(panels) != len(rows) or any(len(line) != len(columns) for line in panels)
     if ragged or not rows or not columns:

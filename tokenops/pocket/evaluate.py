@@ -26,6 +26,8 @@ class Report:
     >>> report = Report({"what": 9, "where": 5, "count": 4}, {"what": 10, "where": 10, "count": 4})
     >>> report.accuracy["where"], round(report.mean, 3)
     (0.5, 0.8)
+    >>> report.total
+    24
     """
 
     right: dict[Kind, int]
@@ -156,6 +158,9 @@ def evaluate_kept(
     batch_size: int = 64,
 ) -> Report:
     """Like :func:`evaluate` with the patches ``keep`` (scenes, k) of each scene only.
+
+    Raises:
+        TokenOpsError: ``keep`` of another number of scenes, or with patches that are not there.
 
     >>> import torch
     >>> from tokenops.pocket.build import build_model, build_processor

@@ -48,7 +48,12 @@ _MARGIN, _EDGE = 12, 7
 
 @dataclass(frozen=True)
 class Digit:
-    """One digit of a scene; ``box`` is (left, top, right, bottom) of its ink in pixels; decoys are grey."""
+    """One digit of a scene; ``box`` is (left, top, right, bottom) of its ink in pixels; decoys are grey.
+
+    >>> digit = Digit(7, "red", "topleft", (10, 10, 30, 34))
+    >>> digit.word, digit.centre
+    ('seven', (20.0, 22.0))
+    """
 
     label: int
     colour: str
@@ -69,7 +74,11 @@ class Digit:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene: its kind, its words and the one-word answer."""
+    """A question about a scene: its kind, its words and the one-word answer.
+
+    >>> Question("what", "what digit is red ?", "seven").prompt
+    '<image> what digit is red ?'
+    """
 
     kind: Kind
     text: str
@@ -88,6 +97,10 @@ class Scene:
     ``patch_digit`` (144,) int64 says to which digit a patch belongs, as an index into ``digits + decoys``, -1
     for none: at least four pixels' worth of its ink. ``patch_core`` (144,) is -1 too for all but the patches
     whose middle is within 8 pixels of the digit's centre, 5.7 of a decoy's.
+
+    >>> scene = make_scene("heldout", (1, 0))
+    >>> scene.pixels.shape, len(scene.centre_patches) == len(scene.digits)
+    ((96, 96, 3), True)
     """
 
     image: Image.Image
@@ -183,6 +196,9 @@ def _paint(plan: _Plan, split: Split, rng: np.random.Generator) -> Scene:
 def make_scene(split: Split, seed: tuple[int, ...], decoys: int = DECOYS) -> Scene:
     """The scene of a seed: augmented digits for training, the held-out ones as they are.
 
+    Raises:
+        TokenOpsError: an unknown split, decoys outside 0 to 24.
+
     >>> a, b = make_scene("train", (1, 2)), make_scene("train", (1, 2))
     >>> a.digits == b.digits and bool((a.pixels == b.pixels).all())
     True
@@ -207,12 +223,22 @@ def practice_scene(seed: int, index: int) -> Scene:
 
 
 def stream(split: Split, seed: int) -> Iterator[Scene]:
-    """Endless scenes of a split; the i-th depends on the seed and i only."""
+    """Endless scenes of a split; the i-th depends on the seed and i only.
+
+    Raises:
+        TokenOpsError: an unknown split, with the first scene.
+
+    >>> next(stream("heldout", 3)).digits == scenes(1, "heldout", 3)[0].digits
+    True
+    """
     return (make_scene(split, (seed, index)) for index in count())
 
 
 def scenes(n: int, split: Split, seed: int) -> list[Scene]:
     """The first n scenes of a split and seed.
+
+    Raises:
+        TokenOpsError: an unknown split, n or seed below 0.
 
     >>> [s.digits for s in scenes(2, "train", 5)] == [s.digits for s in scenes(9, "train", 5)[:2]]
     True

@@ -102,7 +102,8 @@ class Units:
         >>> units = Units.of(torch.tensor([[-1, 0, 0, -1]]))
         >>> units.visual
         tensor([[False,  True,  True, False]])
-        >>> kept, valid = torch.tensor([[False, False, True, False]]), torch.tensor([[True, True, True, False]])
+        >>> kept = torch.tensor([[False, False, True, False]])
+        >>> valid = torch.tensor([[True, True, True, False]])
         >>> units.with_text(kept, valid)
         tensor([[ True, False,  True, False]])
         """

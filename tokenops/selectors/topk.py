@@ -60,6 +60,9 @@ class TopK(nn.Module):
     >>> chosen = TopK(feature_norm, keep=0.5)(torch.tensor([[[1.0], [-3.0], [0.0], [2.0]]]))
     >>> chosen.index
     tensor([[1, 3]])
+    >>> from tokenops.selectors.scorers import cls_attention
+    >>> TopK(cls_attention, keep=64).needs()
+    {'cls_attention': True}
     """
 
     keep = Budget()
@@ -80,7 +83,10 @@ class TopK(nn.Module):
     def forward(
         self, x: Float[Tensor, "b n d"], *, mask: Bool[Tensor, "b n"] | None = None, **signals: Tensor | None
     ) -> Selection:
-        """The tokens to keep."""
+        """The tokens to keep.
+
+        Shapes: x (b n d), mask (b n), signals as the scorer documents them -> Selection of (b n).
+        """
         check_tokens("TopK", x, mask)
         known = self.needs()
         for name in signals:

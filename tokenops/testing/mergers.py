@@ -234,6 +234,9 @@ def check_merger(merger: Callable[..., Assignment], *, signals: Maker = signal) 
     Raises:
         AssertionError: a law is broken.
         TokenOpsError: Hypothesis is not installed, or a signal is unknown to ``signals``.
+
+    >>> from tokenops.selectors.mergers import nearest_kept
+    >>> check_merger(nearest_kept)
     """
     for law in LAWS:
         hold(law, merger, maker=signals)

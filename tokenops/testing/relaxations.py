@@ -269,9 +269,16 @@ LAWS: tuple[Law, ...] = (
 def check_relaxation(relax: Callable[..., Tensor]) -> None:
     """Hold a relaxation of the threshold family, p = C((x - ν)/τ) with symmetric C, to every law.
 
+    Shapes: of the relaxation: scores (b n), k int or (b), mask (b n) -> (b n).
+
     Raises:
         AssertionError: a law is broken.
         TokenOpsError: Hypothesis is not installed.
+
+    >>> check_relaxation(lambda scores, k, *, mask=None, temperature=1.0: scores.sigmoid())
+    Traceback (most recent call last):
+    ...
+    AssertionError: Tensor-likes are not close!...
     """
     for law in LAWS:
         hold(law, relax)

@@ -182,6 +182,10 @@ def check_router(router: Any, *, signals: Maker = signal) -> None:
     Raises:
         AssertionError: a law is broken.
         TokenOpsError: Hypothesis is not installed, or a signal is unknown to ``signals``.
+
+    >>> from tokenops.routers import Route
+    >>> from tokenops.selectors.scorers import feature_norm
+    >>> check_router(Route(feature_norm, keep=0.5))
     """
     for law in LAWS:
         hold(law, router, maker=signals)

@@ -148,9 +148,13 @@ def check_scorer(scorer: Callable[..., Tensor], *, signals: Maker = signal) -> N
 
     A scorer whose scores depend on the order of the tokens says so with an attribute ``positional = True``.
 
+    Shapes: of the scorer: x (b n d), signals as in ``tokenops.signals.SIGNALS`` -> (b n).
+
     Raises:
         AssertionError: a law is broken.
         TokenOpsError: Hypothesis is not installed, or a signal is unknown to ``signals``.
+
+    >>> check_scorer(lambda x: x.float().norm(dim=-1))
     """
     for law in LAWS:
         hold(law, scorer, maker=signals)

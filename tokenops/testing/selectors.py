@@ -130,6 +130,9 @@ def check_selector(selector: Callable[..., Selection], *, signals: Maker = signa
     Raises:
         AssertionError: a law is broken.
         TokenOpsError: Hypothesis is not installed, or a signal is unknown to ``signals``.
+
+    >>> from tokenops.selectors import UniformGrid
+    >>> check_selector(UniformGrid(0.5))
     """
     for law in LAWS:
         hold(law, selector, maker=signals)

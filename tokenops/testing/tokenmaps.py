@@ -19,6 +19,13 @@ def check_selection(chosen: Selection, mask: Tensor | None = None, counts: Tenso
 
     Raises:
         AssertionError: a law is broken.
+
+    >>> keep = torch.tensor([[True, False, True], [False, False, True]])
+    >>> check_selection(Selection.from_mask(keep), counts=torch.tensor([2, 1]))
+    >>> check_selection(Selection.from_mask(keep), counts=torch.tensor([2, 2]))
+    Traceback (most recent call last):
+    ...
+    AssertionError: [2, 2] tokens must be kept
     """
     b, k = chosen.index.shape
     assert chosen.valid.shape == (b, k), "valid must be (b k)"
@@ -63,6 +70,14 @@ def check_assignment(merged: Assignment, x: Tensor) -> None:
 
     Raises:
         AssertionError: a law is broken.
+
+    >>> merged = Assignment.joining(torch.tensor([[0, 0, 2]]))
+    >>> check_assignment(merged, torch.randn(1, 3, 4, dtype=torch.float64))
+    >>> wrong = Assignment(merged.group, merged.weight, 2, torch.tensor([[0, 1]]))
+    >>> check_assignment(wrong, torch.randn(1, 3, 4, dtype=torch.float64))
+    Traceback (most recent call last):
+    ...
+    AssertionError: an anchor must lie in its own group
     """
     inside, valid = merged.group >= 0, merged.valid
     assert (merged.group < merged.k).all(), "group must be below k"

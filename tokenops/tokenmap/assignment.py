@@ -67,6 +67,9 @@ class Assignment:
         Groups stand in the order of their anchors, right-aligned as in :meth:`Selection.from_mask`; every
         token weighs 1 unless told.
 
+        Raises:
+            TokenOpsError: ``home`` no long (b n) or out of range, a weight that :class:`Assignment` refuses.
+
         >>> a = Assignment.joining(torch.tensor([[0, 2, 2, -1], [1, 1, 1, 1]]))
         >>> a.anchor.tolist(), a.group.tolist()
         ([[0, 2], [-1, 1]], [[0, 1, 1, -1], [1, 1, 1, 1]])
@@ -96,7 +99,11 @@ class Assignment:
         return pool_rows(torch.ones_like(self.weight)[..., None], self.group, self.weight, self.k)[0][..., 0]
 
     def reduce(self, x: Tensor) -> Tensor:
-        """(b n ...) -> (b k ...): weighted mean of floating features; the anchor's value of anything else."""
+        """(b n ...) -> (b k ...): weighted mean of floating features; the anchor's value of anything else.
+
+        Raises:
+            TokenOpsError: ``x`` not (b n ...), or on another device.
+        """
         check_rows("Assignment.reduce", "x", x, self.group.shape[0], self.n, self.group.device)
         if self.n == 0:
             return x.new_zeros(x.shape[0], self.k, *x.shape[2:])
@@ -118,7 +125,15 @@ class Assignment:
         return weight / (largest / (2 * largest.frexp().mantissa))
 
     def lift(self, y: Tensor, *, into: Tensor) -> Tensor:
-        """(b k ...) -> (b n ...): every token receives its group's value; tokens left out keep ``into``."""
+        """(b k ...) -> (b n ...): every token receives its group's value; tokens left out keep ``into``.
+
+        Raises:
+            TokenOpsError: ``y`` not (b k ...), ``into`` not (b n ...), or of different dtypes or widths.
+
+        >>> a = Assignment(torch.tensor([[0, 1, 0]]), torch.ones(1, 3), 2, torch.tensor([[0, 1]]))
+        >>> a.lift(torch.tensor([[6.0, 5.0]]), into=torch.zeros(1, a.n)), a.valid
+        (tensor([[6., 5., 6.]]), tensor([[True, True]]))
+        """
         check_rows("Assignment.lift", "y", y, self.group.shape[0], self.k, self.group.device)
         check_rows("Assignment.lift", "into", into, self.group.shape[0], self.n, self.group.device)
         check_alike("Assignment.lift", y, into)
@@ -138,6 +153,14 @@ class Assignment:
         """The same merge over whole sequences; other tokens stay alone, padding is left out.
 
         Arguments as in :meth:`Selection.scatter`. A group stands at its anchor's position.
+
+        Raises:
+            TokenOpsError: what :meth:`Selection.scatter` refuses.
+
+        >>> a = Assignment(torch.tensor([[0, 0]]), torch.ones(1, 2), 1, torch.tensor([[1]]))
+        >>> whole = a.scatter(torch.tensor([[1, 2]]), 4)  # an image at places 1 and 2 of a sequence of 4
+        >>> whole.anchor.tolist(), whole.group.tolist()
+        ([[0, 2, 3]], [[0, 1, 1, 2]])
         """
         who, size = "Assignment.scatter", (self.group.shape[0], self.n)
         place, valid = flat_places(who, positions, length, rows, valid, size)

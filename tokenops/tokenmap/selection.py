@@ -16,7 +16,12 @@ from tokenops.tokenmap.checks import check_alike, check_field, check_range, chec
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """K of N tokens of every row, as one linear map with 0/1 (or gated) rows.
+    r"""K of N tokens of every row, as one linear map with 0/1 (or gated) rows.
+
+    .. math:: y_j = g_{i_j} x_{i_j} \quad (\text{reduce}), \qquad
+        z_i = y_j \text{ where } i = i_j, \text{ else } x_i \quad (\text{lift})
+
+    for the valid slots j, i the ``index`` and g the ``gate``, 1 without one.
 
     Attributes:
         index: (b k) long. Valid slots hold unique positions in ``[0, n)`` in ascending order; other slots
@@ -64,6 +69,16 @@ class Selection:
 
         ``k`` is the number of slots (the largest count by default, which reads one number from the device).
         A row with more than ``k`` True tokens keeps its last ``k``.
+
+        Raises:
+            TokenOpsError: ``keep`` no bool (b n), ``k`` outside [0, n].
+
+        >>> s = Selection.from_mask(torch.tensor([[True, False, True], [False, True, False]]))
+        >>> s.k, s.counts, s.valid.tolist()
+        (2, tensor([2, 1]), [[True, True], [False, True]])
+        >>> s.mask
+        tensor([[ True, False,  True],
+                [False,  True, False]])
         """
         check_field("Selection.from_mask", "keep", keep, torch.bool, (None, None))
         counts = keep.sum(1)
@@ -96,6 +111,9 @@ class Selection:
         """(b n ...) -> (b k ...): the kept tokens; filler slots hold whatever stands at their index.
 
         Any dtype and trailing shape; differentiable. Floating ``x`` is multiplied by a ``gate``.
+
+        Raises:
+            TokenOpsError: ``x`` not (b n ...), or on another device.
         """
         check_rows("Selection.reduce", "x", x, self.index.shape[0], self.n, self.index.device)
         if self.gate is not None and x.is_floating_point():
@@ -103,7 +121,15 @@ class Selection:
         return gather_rows(x, self.index)
 
     def lift(self, y: Tensor, *, into: Tensor) -> Tensor:
-        """(b k ...) -> (b n ...): a copy of ``into`` with the valid slots of ``y`` at their positions."""
+        """(b k ...) -> (b n ...): a copy of ``into`` with the valid slots of ``y`` at their positions.
+
+        Raises:
+            TokenOpsError: ``y`` not (b k ...), ``into`` not (b n ...), or of different dtypes or widths.
+
+        >>> s = Selection.from_mask(torch.tensor([[True, False, True]]))
+        >>> s.lift(torch.tensor([[7.0, 9.0]]), into=torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[7., 2., 9.]])
+        """
         check_rows("Selection.lift", "y", y, self.index.shape[0], self.k, self.index.device)
         check_rows("Selection.lift", "into", into, self.index.shape[0], self.n, self.index.device)
         check_alike("Selection.lift", y, into)
@@ -127,6 +153,13 @@ class Selection:
                 sequences.
 
         A ``gate`` is carried along, 1 at all other tokens; ``scores`` are not.
+
+        Raises:
+            TokenOpsError: ``positions``, ``rows`` or ``valid`` of another shape or dtype, or out of range.
+
+        >>> s = Selection.from_mask(torch.tensor([[True, False]]))
+        >>> s.scatter(torch.tensor([[1, 2]]), 4).mask  # an image at places 1 and 2 of a sequence of 4
+        tensor([[ True,  True, False,  True]])
         """
         who, size = "Selection.scatter", (self.index.shape[0], self.n)
         flat, valid = flat_places(who, positions, length, rows, valid, size)

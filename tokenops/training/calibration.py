@@ -36,7 +36,10 @@ class Calibration:
 
     @property
     def mass(self) -> Tensor:
-        """(layers, bins) share of each layer's score mass in its visual tokens, best first."""
+        """Share of each layer's score mass in its visual tokens, best first.
+
+        Shapes: -> (l n), layers and bins, float64.
+        """
         return torch.tensor([report.mass for report in self.layers], dtype=torch.float64)
 
     def __str__(self) -> str:

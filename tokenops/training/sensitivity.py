@@ -19,7 +19,7 @@ from tokenops.routers import Steps, allocate, per_layer
 from tokenops.routers.schedules import Schedule
 from tokenops.shapes import Float
 
-FACTORS = (0.15, 0.3, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.6)
+SHARES = (0.15, 0.3, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.6)
 
 
 def layer_gains(
@@ -28,7 +28,7 @@ def layer_gains(
     data: Iterable[Mapping[str, Any]],
     budget: float,
     *,
-    factors: Sequence[float] = FACTORS,
+    shares: Sequence[float] = SHARES,
     bins: int = 256,
     progress: bool = True,
     family: Family | None = None,
@@ -39,7 +39,7 @@ def layer_gains(
         \qquad g_{l,j} = \check D_l\big(\tfrac{j-1}{n}\big) - \check D_l\big(\tfrac{j}{n}\big)
 
     p is the model's next token at the end of each prompt without the pipeline; all layers run the budget
-    ρ of their visual tokens but one, which runs r. D is measured at r = factor·ρ and made convex and falling
+    ρ of their visual tokens but one, which runs r. D is measured at r = share·ρ and made convex and falling
     (its lower convex hull, which noise and ties need), linear in between; below the smallest r its first
     slope goes on. D, the total variation, is bounded: no single prompt decides, as it would by a divergence.
     What one layer loses is taken as independent of small changes in the others.
@@ -50,31 +50,32 @@ def layer_gains(
             ``lambda schedule: visionselector(scorer, 0.3) | alvts(factors, schedule)``.
         data: processor outputs with images; prompts padded on the left.
         budget: ρ, the mean ratio that the schedule shall have.
-        factors: where D is measured, in units of ρ; those above 1/ρ count as all tokens.
+        shares: where D is measured, in units of ρ; those above 1/ρ count as all tokens.
         bins: shares per layer.
-        progress: show a progress bar; every layer takes a pass over the data per factor.
+        progress: show a progress bar; every layer takes a pass over the data per share.
         family: as in :func:`tokenops.attach`.
 
     Shapes: -> (layers, bins), float64, >= 0, descending in every layer.
 
     Raises:
-        TokenOpsError: a budget that is no ratio, bad factors or bins, no data, prompts padded on the right,
+        TokenOpsError: a budget that is no ratio, bad shares or bins, no data, prompts padded on the right,
             beside what ``attach`` refuses.
 
     The paper of ALVTS (arXiv:2606.14277) keeps one ratio for all layers; this is not from a paper.
 
     >>> from functools import partial
-    >>> from tokenops import pocket, recipes
+    >>> from tokenops import recipes
     >>> from tokenops.integrations import low_rank_factors
+    >>> from tokenops.pocket.build import build_model, build_processor
     >>> from tokenops.pocket.calibration_data import calibration_data
-    >>> model, processor = pocket.load()
+    >>> model, processor = build_model(width=32), build_processor()
     >>> recipe = partial(recipes.alvts, low_rank_factors(model, rank=4))
     >>> data = list(calibration_data(processor, 2, batch=1))
-    >>> gains = layer_gains(model, recipe, data, 0.25, factors=(0.5, 2.0), bins=8, progress=False)
+    >>> gains = layer_gains(model, recipe, data, 0.25, shares=(0.5, 2.0), bins=8, progress=False)
     >>> gains.shape, bool((gains >= 0).all()), len(allocate(gains, 0.25, floor=1 / 8).keeps)
     (torch.Size([4, 8]), True, 4)
     """
-    points = _points(budget, factors, bins)
+    points = _points(budget, shares, bins)
     probe = _Probe(model, recipe, data, family)
     even, gains = probe.damage([budget] * probe.depth), []
     for layer in _shown(range(probe.depth), progress):
@@ -92,7 +93,7 @@ def layer_budgets(
     data: Iterable[Mapping[str, Any]],
     budget: float,
     *,
-    factors: Sequence[float] = FACTORS,
+    shares: Sequence[float] = SHARES,
     bins: int = 256,
     progress: bool = True,
     family: Family | None = None,
@@ -108,21 +109,22 @@ def layer_budgets(
     Args and errors as in :func:`layer_gains`; ``data`` needs two items at least.
 
     >>> from functools import partial
-    >>> from tokenops import pocket, recipes
+    >>> from tokenops import recipes
     >>> from tokenops.integrations import low_rank_factors
+    >>> from tokenops.pocket.build import build_model, build_processor
     >>> from tokenops.pocket.calibration_data import calibration_data
-    >>> model, processor = pocket.load()
+    >>> model, processor = build_model(width=32), build_processor()
     >>> recipe = partial(recipes.alvts, low_rank_factors(model, rank=4))
     >>> data = list(calibration_data(processor, 2, batch=1))
-    >>> steps = layer_budgets(model, recipe, data, 0.25, factors=(0.5, 2.0), bins=8, progress=False)
+    >>> steps = layer_budgets(model, recipe, data, 0.25, shares=(0.5, 2.0), bins=8, progress=False)
     >>> sum(steps.keeps) / len(steps.keeps)
     0.25
     """
-    _points(budget, factors, bins)
+    _points(budget, shares, bins)
     data = list(data)
     if len(data) < 2:
         raise TokenOpsError("layer_budgets", "at least two items of data", len(data))
-    options = {"factors": factors, "bins": bins, "progress": progress, "family": family}
+    options = {"shares": shares, "bins": bins, "progress": progress, "family": family}
     best = allocate(layer_gains(model, recipe, data[::2], budget, **options), budget, floor=1 / bins).keeps
     probe = _Probe(model, recipe, data[1::2], family)
     ways = [_mix([keep or 1.0 for keep in best], budget, s / 4, bins) for s in range(5)]
@@ -160,16 +162,16 @@ class _Probe:
         return float((self.told - now).abs().sum(-1).mean()) / 2
 
 
-def _points(budget: float, factors: Sequence[float], bins: int) -> list[float]:
+def _points(budget: float, shares: Sequence[float], bins: int) -> list[float]:
     if isinstance(check_keep(budget, who="layer_gains"), int):
         raise TokenOpsError("layer_gains", "budget as a ratio in (0, 1]", repr(budget))
     if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
         raise TokenOpsError("layer_gains", "bins as an int >= 1", repr(bins))
-    if not all(isinstance(f, float | int) and 0 < f < float("inf") for f in factors):
-        raise TokenOpsError("layer_gains", "factors > 0", factors)
-    points = sorted({min(1.0, float(f) * budget) for f in factors})
+    if not all(isinstance(f, float | int) and 0 < f < float("inf") for f in shares):
+        raise TokenOpsError("layer_gains", "shares > 0", shares)
+    points = sorted({min(1.0, float(f) * budget) for f in shares})
     if len(points) < 2:
-        raise TokenOpsError("layer_gains", "at least two factors that differ", factors)
+        raise TokenOpsError("layer_gains", "at least two shares that differ", shares)
     return points
 
 

@@ -162,7 +162,10 @@ def break_even(
     dtype: torch.dtype | str | None = None,
     most: int = 1 << 17,
 ) -> int | None:
-    """The smallest number of visual tokens, as one image, at which a pipeline can save time; None if never.
+    r"""The smallest number of visual tokens, as one image, at which a pipeline can save time; None if never.
+
+    .. math:: n^* = \min \{n : t_\text{whole}(n) - t_\text{pipeline}(n)
+        > \text{launches} \cdot t_\text{launch}\}
 
     What it saves is roofline time, weights that are read whatever the length included. What it costs is
     the selection's roofline time and the launch of every kernel it adds, as if nothing hid them.

@@ -81,6 +81,8 @@ def measure(
     [('full', 144.0), ('pipeline', 36.0)]
     >>> found["full"].kv_bytes // found["pipeline"].kv_bytes
     3
+    >>> "pipeline" in found.table()
+    True
     """
     contenders = _contenders(pipeline)
     _check_numbers(new_tokens=(new_tokens, 1), runs=(runs, 1), warmup=(warmup, 0))

@@ -26,7 +26,7 @@ class VitHandle(AttachedHandle):
 
     >>> from timm.models import VisionTransformer
     >>> from tokenops import recipes
-    >>> model = VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=3)
+    >>> model = VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2)
     >>> handle = attach_vit(model.eval(), recipes.uniform(keep=0.25))
     >>> features = model.forward_features(torch.zeros(1, 3, 16, 16))
     >>> handle.tokens_per_layer, handle.trace[0].k, handle.attached
@@ -83,11 +83,11 @@ def attach_vit(model: nn.Module, pipeline: Pipeline) -> VitHandle:
 
     >>> from timm.models import VisionTransformer
     >>> from tokenops import recipes
-    >>> model = VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=3)
+    >>> model = VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2)
     >>> with attach_vit(model.eval(), recipes.uniform(keep=0.25)) as handle:
     ...     logits = model(torch.zeros(1, 3, 16, 16))
     >>> handle.trace[0], logits.shape
-    (Trace(after_projector: image 0 of sample 0, 4 of 16 tokens), torch.Size([1, 3]))
+    (Trace(after_projector: image 0 of sample 0, 4 of 16 tokens), torch.Size([1, 1000]))
     """
     model = inner_model(model)
     parts = VitParts.of(model)
@@ -115,7 +115,7 @@ def attached_vit(model: nn.Module) -> VitHandle | None:
 
     >>> from timm.models import VisionTransformer
     >>> from tokenops import recipes
-    >>> model = VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=3)
+    >>> model = VisionTransformer(img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2)
     >>> with attach_vit(model, recipes.uniform(keep=0.25)):
     ...     print(attached_vit(model).pipeline)
     Pipeline(after_projector=Prune(UniformGrid(keep=0.25), scope='image', gate='attention'))

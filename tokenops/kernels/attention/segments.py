@@ -15,7 +15,9 @@ from tokenops.shapes import Bool, Int
 
 @dataclass(frozen=True)
 class Segments:
-    """Query and key lengths of every segment of a pack; segments lie one after the other, without gaps.
+    r"""Query and key lengths of every segment of a pack; segments lie one after the other, without gaps.
+
+    .. math:: c_0 = 0, \qquad c_{i+1} = c_i + n_i \quad (\text{cumulative})
 
     Lengths are host ints, so nothing on the device has to be waited for; two equal values are the same pack.
 

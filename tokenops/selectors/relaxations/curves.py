@@ -9,7 +9,9 @@ from torch import Tensor
 
 
 class Curve(NamedTuple):
-    r"""A member of the threshold family :math:`p_i = C((x_i - \nu)/\tau)`: a distribution function C.
+    r"""A member of the threshold family: a distribution function C.
+
+    .. math:: p_i = C\!\left(\frac{x_i - \nu}{\tau}\right), \qquad C(-\infty) = 0, \quad C(\infty) = 1
 
     Attributes:
         name: what :func:`soft_topk` calls it.
@@ -26,6 +28,9 @@ class Curve(NamedTuple):
     >>> from tokenops.selectors.relaxations.sigmoid import LOGISTIC
     >>> LOGISTIC.name, LOGISTIC.steepness
     ('sigmoid', 0.25)
+    >>> import torch
+    >>> LOGISTIC.value(torch.tensor(2.0)), LOGISTIC.survival(torch.tensor(2.0))
+    (tensor(0.8808), tensor(0.1192))
     """
 
     name: str

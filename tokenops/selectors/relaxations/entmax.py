@@ -16,7 +16,9 @@ from tokenops.shapes import Bool, Float, Int
 
 
 def entmax_curve(alpha: float) -> Curve:
-    r"""The curve :math:`C(u) = \min(1, [1 + (\alpha-1) u]_+^{1/(\alpha-1)})`.
+    r"""The curve of :func:`entmax_topk`, a power clipped at 1.
+
+    .. math:: C(u) = \min(1, [1 + (\alpha-1) u]_+^{1/(\alpha-1)})
 
     For alpha = 1 that is :math:`\min(1, e^u)`.
 

@@ -82,6 +82,8 @@ def soft_topk(
         generator: where the noise is drawn from; the global generator if None.
         out_dtype: float32 for half-precision scores by default, else the dtype of the scores.
 
+    Shapes: scores, mask, segments (...), k, ratio, temperature (...) without the token axis -> (...).
+
     Returns:
         The mask, in [0, 1], shaped like ``scores``.
 

@@ -129,7 +129,13 @@ class LearnedScorer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weights N(0, 1e-4²), biases 0: all scores start close to 0, all tokens equal."""
+        """Weights N(0, 1e-4²), biases 0: all scores start close to 0, all tokens equal.
+
+        >>> scorer = LearnedScorer(8)
+        >>> scorer.reset_parameters()
+        >>> bool(scorer.q_proj.weight.abs().max() < 1e-3), bool(scorer.q_proj.bias.any())
+        (True, False)
+        """
         for proj in (self.q_proj, self.k_proj):
             nn.init.normal_(proj.weight, std=1e-4)
             nn.init.zeros_(proj.bias)
