@@ -2,73 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokenops.analysis.measure.architectures import ARCHITECTURES
+
 IMAGE, VISION_START, VISION_END = 90, 92, 93  # ids of random words start above them
 TEXT = 64
-VICUNA: dict[str, Any] = {
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 32064,
-    "max_position_embeddings": 4096,
-}
-QWEN: dict[str, Any] = {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-    "max_position_embeddings": 128000,
-}
-CLIP_LARGE: dict[str, Any] = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
-QWEN_TOWER: dict[str, Any] = {
-    "depth": 32,
-    "hidden_size": 1280,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "patch_size": 14,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "out_hidden_size": 3584,
-}
-# what --small changes: everything keeps its place, at sizes that a test can run
-TINY_TEXT: dict[str, Any] = {
+TINY_TEXT = {
     "hidden_size": 48,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "vocab_size": 200,
 }
-TINY_CLIP: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
+TINY_LLAVA: dict[str, Any] = {
+    "vision_config": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 56,
+    },
+    "text_config": TINY_TEXT,
 }
-TINY_TOWER: dict[str, Any] = {
-    "depth": 2,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_heads": 4,
-    "out_hidden_size": 48,
+TINY_QWEN: dict[str, Any] = {
+    "vision_config": {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 4,
+        "out_hidden_size": 48,
+        "fullatt_block_indexes": [1],
+    },
+    "text_config": TINY_TEXT
+    | {
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 2, 3]},
+    },
+}
+# by name of the architecture, what --small changes: everything keeps its place, at sizes that a test can run
+TINY: dict[str, dict[str, Any]] = {
+    "llava-1.5-7b": TINY_LLAVA,
+    "llava-next-7b": TINY_LLAVA | {"image_grid_pinpoints": [[56, 112], [112, 56], [112, 112]]},
+    "qwen2.5-vl-7b": TINY_QWEN,
+}
+LLAVA_IDS = {"image_token_index": IMAGE}
+IDS: dict[str, dict[str, int]] = {
+    "llava-1.5-7b": LLAVA_IDS,
+    "llava-next-7b": LLAVA_IDS,
+    "qwen2.5-vl-7b": {
+        "image_token_id": IMAGE,
+        "video_token_id": IMAGE + 1,
+        "vision_start_token_id": VISION_START,
+        "vision_end_token_id": VISION_END,
+    },
 }
 
 
@@ -77,13 +69,16 @@ class Shape:
     """An architecture and an image for it: its size in pixels, for Qwen in rows and columns of tokens."""
 
     name: str
-    make: Callable[[bool], Any]
+    architecture: str
     tokens: int
     size: tuple[int, int]
 
     def config(self, small: bool) -> Any:
-        """Of the whole model."""
-        return self.make(small)
+        """Of the whole model, with ids below those of the random words."""
+        from transformers import AutoConfig
+
+        changes = IDS[self.architecture] | (TINY[self.architecture] if small else {})
+        return AutoConfig.for_model(**_merged(ARCHITECTURES[self.architecture], changes))
 
     def model(self, config: Any) -> Any:
         """The model of a config."""
@@ -154,59 +149,19 @@ def _picture(config: Any, size: tuple[int, int], visual: int, g: Any) -> tuple[d
     return {"pixel_values": pixels, "image_sizes": torch.tensor([[2 * side, 2 * side]])}, visual + lines
 
 
-def _llava(small: bool) -> Any:
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
-
-    tower = CLIP_LARGE | (TINY_CLIP | {"image_size": 56} if small else {})
-    text = VICUNA | (TINY_TEXT | {"num_key_value_heads": 4} if small else {})
-    return LlavaConfig(
-        vision_config=CLIPVisionConfig(**tower),
-        text_config=LlamaConfig(**text),
-        image_token_id=IMAGE,
-        image_token_index=IMAGE,
-        image_seq_length=16 if small else 576,
-    )
-
-
-def _llava_next(small: bool) -> Any:
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig
-
-    tower = CLIP_LARGE | (TINY_CLIP | {"image_size": 56} if small else {})
-    text = VICUNA | (TINY_TEXT | {"num_key_value_heads": 4} if small else {})
-    side = tower["image_size"]
-    return LlavaNextConfig(
-        vision_config=CLIPVisionConfig(**tower),
-        text_config=LlamaConfig(**text),
-        image_grid_pinpoints=[[side, 2 * side], [2 * side, side], [2 * side, 2 * side]],
-        image_token_id=IMAGE,
-        image_token_index=IMAGE,
-        image_seq_length=16 if small else 576,
-    )
-
-
-def _qwen(small: bool) -> Any:
-    from transformers import Qwen2_5_VLConfig
-
-    text = QWEN | (TINY_TEXT | {"num_key_value_heads": 2} if small else {})
-    sections = [1, 2, 3] if small else [16, 24, 24]
-    rope = {"rope_type": "default", "type": "default", "mrope_section": sections, "rope_theta": 1e6}
-    return Qwen2_5_VLConfig(
-        text_config={**text, "rope_parameters": rope, "rope_scaling": rope},
-        vision_config=QWEN_TOWER | (TINY_TOWER | {"fullatt_block_indexes": [1]} if small else {}),
-        image_token_id=IMAGE,
-        video_token_id=IMAGE + 1,
-        vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END,
-    )
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the changes, those of dicts inside merged alike."""
+    nested = {k: _merged(base[k], v) for k, v in changes.items() if isinstance(base.get(k), Mapping)}
+    return {**base, **changes, **nested}
 
 
 # 6,806 = 82 x 83 is the rectangle nearest to the 6,828 of the VisionSelector paper
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("LLaVA-1.5-7B", _llava, 576, (336, 336)),
-        Shape("LLaVA-NeXT-7B", _llava_next, 2880, (672, 672)),
-        Shape("Qwen2.5-VL-7B, 1,296", _qwen, 1296, (36, 36)),
-        Shape("Qwen2.5-VL-7B, 6,806", _qwen, 6806, (82, 83)),
+        Shape("LLaVA-1.5-7B", "llava-1.5-7b", 576, (336, 336)),
+        Shape("LLaVA-NeXT-7B", "llava-next-7b", 2880, (672, 672)),
+        Shape("Qwen2.5-VL-7B, 1,296", "qwen2.5-vl-7b", 1296, (36, 36)),
+        Shape("Qwen2.5-VL-7B, 6,806", "qwen2.5-vl-7b", 6806, (82, 83)),
     )
 }

@@ -21,6 +21,7 @@ from interleaved import save
 
 from tokenops import Pipeline, recipes
 from tokenops.analysis import DEVICES, Device, break_even, cost
+from tokenops.analysis.measure.architectures import config_of
 from tokenops.routers import LowRankAttention
 from tokenops.selectors.scorers import LearnedScorer
 
@@ -30,54 +31,8 @@ CASES = (("LLaVA-1.5-7B", 576), ("LLaVA-NeXT-7B", 2880), ("Qwen2.5-VL-7B", 1296)
 
 
 def configs() -> dict[str, Any]:
-    """The sizes of the released models, by name."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig, Qwen2_5_VLConfig
-
-    clip = {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 336,
-        "patch_size": 14,
-    }
-    vicuna = {
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "vocab_size": 32064,
-    }
-    qwen = {
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "vocab_size": 152064,
-    }
-    tower = {
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "patch_size": 14,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "window_size": 112,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-        "out_hidden_size": 3584,
-        "in_channels": 3,
-    }
-    views = {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
-    pinpoints = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-    llava = {"vision_config": CLIPVisionConfig(**clip), "text_config": LlamaConfig(**vicuna), **views}
-    return {
-        "LLaVA-1.5-7B": LlavaConfig(**llava),
-        "LLaVA-NeXT-7B": LlavaNextConfig(**llava, image_grid_pinpoints=pinpoints),
-        "Qwen2.5-VL-7B": Qwen2_5_VLConfig(text_config=qwen, vision_config=tower),
-    }
+    """The configs of the models, by name."""
+    return {name: config_of(name.lower()) for name, _ in CASES}
 
 
 def methods(config: Any, keep: float) -> Iterator[tuple[str, Pipeline]]:

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--images", nargs="*", default=[], help="pictures; by default a held-out scene")
     parser.add_argument("--question", default="how many coloured digits ?")
     parser.add_argument("--keep", type=float, default=0.2)
-    parser.add_argument("--runs", type=int, default=5, help="rounds of timing; 0 for none")
+    parser.add_argument("--runs", type=int, default=6, help="rounds of timing; 0 for none")
     parser.add_argument("--out", default="report.html")
     options = parser.parse_args()
 

@@ -19,7 +19,7 @@ PAGES = {path.stem: path for path in sorted(TUTORIALS.glob("*.md")) if path.stem
 CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 HEADER = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 # more than about five seconds of processor time
-SLOW = {"calibrate-alvts", "hybrid", "train-visionselector"}
+SLOW = {"calibrate-alvts", "hybrid", "measure", "timm", "train-visionselector", "write-a-component"}
 
 
 def cells(page: str) -> list[tuple[int, str, str]]:

@@ -56,7 +56,7 @@ def made(
 ) -> tuple[Any, Any, list[Image.Image], Report]:
     model, processor = tiny.MODELS[family](), kit.processor(family)
     images = [kit.picture(*size, seed) for seed, size in enumerate(SIZES)]
-    options = {"runs": 0, "max_new_tokens": 3} | options
+    options = {"runs": 0, "new_tokens": 3} | options
     return model, processor, images, report(model, processor, images, kit.QUESTION, which, **options)
 
 
@@ -134,7 +134,7 @@ def test_scores_of_a_layer_lie_on_the_tokens_that_entered() -> None:
 
 def test_answers_are_those_of_generate() -> None:
     which = {"tiny": Pipeline(after_projector=Prune(TopK(routed.direction, 1)))}
-    model, processor, images, page = made("llava", which, max_new_tokens=6)
+    model, processor, images, page = made("llava", which, new_tokens=6)
     inputs = asking.encode(model, processor, images, [], kit.QUESTION)
     start, options = inputs["input_ids"].shape[1], {"max_new_tokens": 6, "do_sample": False}
     said = model.generate(**inputs, **options)[0, start:]
@@ -238,7 +238,7 @@ def test_a_report_of_a_video_and_an_image() -> None:
     frames = [kit.picture(16, 24, seed) for seed in range(4)]
     which = pipelines("qwen2_5_vl")
     page = report(
-        model, processor, kit.picture(16, 16), "what ?", which, videos=[frames], runs=0, max_new_tokens=2
+        model, processor, kit.picture(16, 16), "what ?", which, videos=[frames], runs=0, new_tokens=2
     )
     kinds = [(v["kind"], len(v["views"]), v["original"] is None) for v in page.data["visuals"]]
     assert kinds == [("image", 1, False), ("video", 2, True)]
@@ -370,7 +370,7 @@ def test_the_example_writes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"pipelines": {"full": recipes.random(0.5)}}, "other than 'full'"),
         ({"pipelines": {"a": "random"}}, "a Pipeline"),
         ({"runs": -1}, "runs as an int >= 0"),
-        ({"max_new_tokens": True}, "max_new_tokens as an int >= 1"),
+        ({"new_tokens": True}, "new_tokens as an int >= 1"),
         ({"videos": [[kit.picture(16, 16)]]}, "a processor with a video processor"),
     ],
 )
@@ -395,6 +395,6 @@ def test_the_model_is_as_before_and_can_be_asked_again() -> None:
     model, processor, images, first = made("llava", {"a": recipes.random(0.5)})
     assert not model.training
     again = report(
-        model, processor, images, kit.QUESTION, {"a": recipes.random(0.5)}, runs=0, max_new_tokens=3
+        model, processor, images, kit.QUESTION, {"a": recipes.random(0.5)}, runs=0, new_tokens=3
     )
     assert again.data == first.data

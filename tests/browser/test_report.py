@@ -44,7 +44,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any
             which,
             videos=videos,
             runs=1 if family == "llava" else 0,
-            max_new_tokens=3,
+            new_tokens=3,
             device="h200",
         )
         made[family] = (page.write(folder / f"{family}.html"), page.data)

@@ -18,6 +18,7 @@ from tokenops.testing.drawing import Draw
 NAN = float("nan")
 SIZES = (0, 1, 3, 63, 65)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SCALES = (torch.finfo(torch.float32).tiny, 0.3, 1)
 
 
 def lie(x: Tensor, how: str) -> Tensor:
@@ -48,7 +49,7 @@ def case(draw: Draw) -> Any:
     queries = [draw.choice(*SIZES) for _ in range(count)]
     keys = [draw.choice(*SIZES) for _ in range(count)] if draw.choice(False, True) else None
     segments = Segments.of(queries, keys)
-    options = {"causal": draw.choice(False, True), "scale": draw.choice(None, 0.3)}
+    options = {"causal": draw.choice(False, True), "scale": draw.choice(None, *SCALES)}
     return (*pack(draw, segments), segments), options
 
 
@@ -141,15 +142,18 @@ def test_queries_without_keys_give_zero(backend: str) -> None:
 def test_nothing_to_see(backend: str | None, lengths: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     segments = Segments(*lengths)
     t, s = segments.total
-    q = torch.full((t, 4, 3), NAN, dtype=torch.bfloat16, requires_grad=True)
-    k, v = torch.full((s, 2, 3), NAN, dtype=torch.bfloat16), torch.full((s, 2, 5), NAN, dtype=torch.bfloat16)
+    q, k, v = (
+        torch.full(size, NAN, dtype=torch.bfloat16, requires_grad=True)
+        for size in ((t, 4, 3), (s, 2, 3), (s, 2, 5))
+    )
     out = attention(q, k, v, segments, causal=True, backend=backend)
     assert out.shape == (t, 4, 5)
     assert out.dtype == torch.bfloat16
     assert not out.any()
     out.sum().backward()
-    assert q.grad is not None
-    assert not q.grad.any()
+    for x in (q, k, v):
+        assert x.grad is not None
+        assert not x.grad.any()
 
 
 def test_gradients_are_exact() -> None:
@@ -218,15 +222,33 @@ def _call(**changes: Any) -> Any:
         ({"q": torch.zeros(5, 4, 8).double()}, "one dtype"),
         ({"q": torch.zeros(5, 4, 8).long()}, "a dtype of"),
         ({"q": torch.zeros(5, 4, 8, device="meta")}, "one device"),
-        ({"scale": float("nan")}, "finite scale"),
+        ({"q": None}, r"q, k and v as tensors, got NoneType, Tensor, Tensor"),
+        ({"k": [1.0]}, r"q, k and v as tensors, got Tensor, list, Tensor"),
+        ({"v": "v"}, r"q, k and v as tensors, got Tensor, Tensor, str"),
+        ({"segments": None}, "Segments, got NoneType"),
+        ({"causal": None}, "causal: a bool, got None"),
+        ({"causal": torch.tensor(True)}, r"causal: a bool, got tensor\(True\)"),
+        ({"backend": 3}, "backend: sdpa, xformers, varlen, loop, math, got 3"),
         ({"backend": "triton"}, "backend: sdpa, xformers, varlen, loop, math"),
         ({"backend": "xformers"}, r"serves \(xformers: runs on CUDA, not on cpu\)"),
         ({"backend": "sdpa"}, r"serves \(sdpa: the segments have different lengths\)"),
     ],
 )
 def test_bad_input(changes: dict[str, Any], match: str) -> None:
-    with pytest.raises(TokenOpsError, match=match):
+    with pytest.raises(TokenOpsError, match=f"^attention: .*{match}"):
         _call(**changes)
+
+
+# float32 rounds the small ones to 0 and the large ones to inf
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "scale", [0, -0.3, NAN, float("inf"), 1e-50, 5e-324, 1e50, 2**200, True, "a", torch.tensor(0.3)]
+)
+def test_scales_under_which_nothing_stays_hidden(scale: Any, causal: bool) -> None:
+    """A kernel that multiplies the -inf of a hidden key by 0 or less gives NaN."""
+    for backend in (None, "loop", "math"):
+        with pytest.raises(TokenOpsError, match="attention: scale: None or a positive number"):
+            _call(scale=scale, causal=causal, backend=backend)
 
 
 def test_segments() -> None:
@@ -271,6 +293,7 @@ def test_cumulative_lengths_are_made_once_and_may_be_trained_with() -> None:
         lambda: Segments.of(torch.tensor(3)),
         lambda: Segments.of(3),  # pyright: ignore[reportArgumentType]
         lambda: Segments.from_mask(torch.ones(2, 3)),
+        lambda: Segments.from_mask([[True]]),  # pyright: ignore[reportArgumentType]
         lambda: Segments.from_mask(torch.ones(3, dtype=torch.bool)),
         lambda: Segments.from_mask(torch.ones(2, 3).bool(), torch.ones(1, 3).bool()),
     ],

@@ -323,7 +323,6 @@ def ask(segments: Segments = RAGGED, **changes: Any) -> Request:
         (ask(e=32), "loop"),
         (ask(d=20, e=20), "loop"),
         (ask(d=264, e=264), "loop"),
-        (ask(scale=-1.0), "loop"),
         (ask(device=CPU), "loop"),
         (ask(device=torch.device("mps")), "loop"),
         (ask(Segments.of([])), "sdpa"),
@@ -386,7 +385,7 @@ def test_every_question_has_an_answer(gpu: None, torch_release: Any) -> None:
         (torch.float32, torch.float16),
         (8, 9),
         (False, True),
-        (None, 0.5, -1.0),
+        (None, 0.5),
         (RAGGED, Segments.of([])),
     )
     for release in (None, *RELEASES.values()):

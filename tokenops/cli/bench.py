@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from tokenops.cli import FAILED, INTERRUPTED, require
+from tokenops.cli.arguments import MODEL_NEEDS
 from tokenops.cli.bench_request import WHO, Asked, Contenders
 from tokenops.errors import TokenOpsError
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 EXAMPLE = (
     "Example: tokenops bench --random-weights qwen2.5-vl-7b --layers 4 --method divprune --method fastv."
 )
-_NEEDS = ("transformers", "tokenizers", "safetensors", "numpy", "PIL", "torchvision")
 
 
 def bench(
@@ -75,7 +75,9 @@ def bench(
     new_tokens: Annotated[
         int, typer.Option(metavar="N", help="Tokens to generate; 1 leaves decoding out.")
     ] = 16,
-    runs: Annotated[int, typer.Option(metavar="N", help="Rounds; each runs every contender once.")] = 9,
+    runs: Annotated[
+        int, typer.Option(metavar="N", help="Rounds of all contenders; below 6 there is no verdict.")
+    ] = 9,
     warmup: Annotated[int, typer.Option(metavar="N", help="Rounds before them that do not count.")] = 2,
     threads: Annotated[
         int | None, typer.Option(metavar="N", help="Threads on a CPU; with one, processor time is measured.")
@@ -94,7 +96,7 @@ def bench(
     the cost model holds possible here, below how many tokens a method cannot help, and plainly when it does
     not help on this machine. Images and words are random: speed does not depend on them.
     """
-    require(WHO, _NEEDS)
+    require(WHO, MODEL_NEEDS)
     asked = Asked(model, random_weights, dtype, device, layers, tokens, image_size, text, batch)
     contenders = Contenders(tuple(method or ()), tuple(keep or ()), tuple(pipeline or ()))
     try:

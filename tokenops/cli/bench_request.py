@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenops.cli.arguments import check_dtype, keep_of, place
 from tokenops.errors import TokenOpsError
 
 if TYPE_CHECKING:
-    import torch
-
     from tokenops.pipeline import Pipeline
 
 WHO = "tokenops bench"
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -37,41 +35,19 @@ class Asked:
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 names = [f"--{name}".replace("_", "-").replace("--model", "MODEL") for name in (one, other)]
                 raise TokenOpsError(WHO, f"{names[0]} or {names[1]}", "both")
-        if self.dtype is not None and self.dtype not in _DTYPES:
-            raise TokenOpsError(WHO, f"--dtype among {', '.join(_DTYPES)}", repr(self.dtype))
 
     def subject(self) -> tuple[Any, Any]:
         """The model and, if it has one, its image processor."""
-        import torch
-
         from tokenops.analysis.measure.subjects import random_model, trained_model
 
-        where = self.where()
-        name = self.dtype or ("bfloat16" if where.type == "cuda" else "float32")
-        how: dict[str, Any] = {"layers": self.layers, "dtype": getattr(torch, name), "device": where}
+        where = place(WHO, self.device)
+        dtype = check_dtype(WHO, self.dtype, where)
+        how: dict[str, Any] = {"layers": self.layers, "dtype": dtype, "device": where}
         if self.random_weights is not None:
             return random_model(self.random_weights, **how), None
         from tokenops import pocket
 
         return trained_model(pocket.weights_dir() if self.model is None else self.model, **how)
-
-    def where(self) -> torch.device:
-        """The device.
-
-        Raises:
-            TokenOpsError: no such device here.
-        """
-        import torch
-
-        try:
-            where = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        except RuntimeError as error:
-            raise TokenOpsError(WHO, "--device cpu, cuda or cuda:<number>", repr(self.device)) from error
-        if where.type not in ("cpu", "cuda"):
-            raise TokenOpsError(WHO, "--device cpu, cuda or cuda:<number>", repr(self.device))
-        if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-            raise TokenOpsError(WHO, f"--device among the {torch.cuda.device_count()} GPUs here", self.device)
-        return torch.device("cuda", where.index or 0) if where.type == "cuda" else where
 
     def inputs(self, model: Any, processor: Any) -> dict[str, Any]:
         """Random prompts of the size that was asked for."""
@@ -101,7 +77,7 @@ class Contenders:
         from tokenops.analysis.measure.methods import method
         from tokenops.integrations.checkpoints import load
 
-        keeps = [parse_keep(text) for text in self.keeps or ("0.2",)]
+        keeps = [keep_of(WHO, text) for text in self.keeps or ("0.2",)]
         device = next(model.parameters()).device
         made: list[tuple[str, Pipeline]] = []
         for name in self.methods or (() if self.folders else ("visionselector",)):
@@ -111,21 +87,6 @@ class Contenders:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise TokenOpsError(WHO, "every contender once", ", ".join(twice))
         return dict(made)
-
-
-def parse_keep(text: str) -> float | int:
-    """A budget as it is written: ``"64"`` is a count, ``"0.2"`` and ``"1.0"`` are ratios.
-
-    >>> parse_keep("64"), parse_keep("0.2")
-    (64, 0.2)
-    """
-    from tokenops.budget import check_keep
-
-    try:
-        keep = int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
-    except ValueError:
-        raise TokenOpsError(WHO, "--keep as a ratio (0.2) or a count (64)", repr(text)) from None
-    return check_keep(keep, who=f"{WHO} --keep")
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -65,7 +65,7 @@ def visualize(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("tokenops-report.html"),
     runs: Annotated[
         int, typer.Option(metavar="N", min=0, help="Interleaved rounds of timing; 0 leaves time out.")
-    ] = 5,
+    ] = 6,
     new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer.")] = 32,
     dtype: Annotated[
         str | None,
@@ -88,7 +88,7 @@ def visualize(
     _check_out(out)
     asked = Asked(model, tuple(image or ()), question)
     contenders = Contenders(model, tuple(method or ()), tuple(keep or ()), tuple(pipeline or ()))
-    settings = {"runs": runs, "max_new_tokens": new_tokens}
+    settings = {"runs": runs, "new_tokens": new_tokens}
     result = _run(asked, contenders, dtype, device, settings)
     result.write(out)
     if as_json:

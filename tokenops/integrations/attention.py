@@ -25,9 +25,11 @@ _BEYOND = {
     "s_aux": "attention sinks",
     "sinks": "attention sinks",
     "position_bias": "a position bias",
-    "block_indices": "sparse attention",
-    "indices": "sparse attention",
 }
+# keys that an indexer chose: such models write the choice into the mask for "eager" and "sdpa" alone,
+# and their own eager attention does not read these arguments
+_CHOSEN = ("indices", "block_indices")
+_MAKERS = ("create_causal_mask", "create_bidirectional_mask", "create_masks_for_generate")
 _PACKED = ("cache", "block_tables", "cu_seq_lens_q")
 
 
@@ -35,16 +37,20 @@ def register_attention() -> None:
     r"""Let transformers know the attention ``"tokenops"``; calling again changes nothing.
 
     Afterwards ``model.set_attn_implementation("tokenops")`` and ``from_pretrained(...,
-    attn_implementation="tokenops")`` run any model through :func:`tokenops.kernels.attention.attention`: work
+    attn_implementation="tokenops")`` run a model whose attention comes from transformers'
+    ``ALL_ATTENTION_FUNCTIONS`` through :func:`tokenops.kernels.attention.attention`: work
     :math:`\sum_i n_i^2` over the real lengths n instead of :math:`b \max_i n_i^2`. Outputs equal sdpa's
-    at every token that is no padding; at padding they are 0 before the output projection.
+    at every token that is no padding; at padding they are 0 before the output projection, so what a model
+    reads at padding differs (CLIP's pooled text where the end token is masked).
 
     What has nothing to take out goes to sdpa: calls without padding, single queries (they read every key
     once, packing would read it twice) and calls inside ``torch.compile``, whose graph cannot know lengths.
     With a ``TokenOpsWarning`` once for each reason so do windows, chunks, packed sequences, caches of fixed
     size, masks given in four dimensions, the soft masks of training, dropout and ``output_attentions``;
-    soft-capped logits, sinks, position biases and sparse attention go to the model's own eager attention.
-    Paged sequences are refused.
+    soft-capped logits, sinks and position biases go to the model's own eager attention.
+    Refused when they are called: paged sequences, sparse attention (DeepSeek V3.2 and its kin choose keys for
+    sdpa and eager alone), models with an attention of their own (``set_attn_implementation`` leaves those as
+    they are), and models that compute with their mask (the pooling head of SigLIP 2 with padding).
 
     Raises:
         TokenOpsError: transformers is not installed, or its ``"tokenops"`` is somebody else's.
@@ -77,9 +83,15 @@ def packed_mask(**arguments: Any) -> Packing | Tensor | None:
 
     Args:
         arguments: those of ``transformers.masking_utils.sdpa_mask``.
+
+    Raises:
+        TokenOpsError: the model of this ``config`` has an attention of its own.
     """
     from transformers.masking_utils import sdpa_mask
 
+    if _own_attention(type(arguments.get("config"))):
+        expected = f"a model that takes its attention from transformers' registry; use another than {NAME!r}"
+        raise TokenOpsError("attention", expected, type(arguments["config"]).__name__)
     padding, queries, keys = arguments.get("attention_mask"), arguments["q_length"], arguments["kv_length"]
     why = _not_packed(**arguments)
     if why is not None or torch.compiler.is_compiling():
@@ -97,6 +109,20 @@ def packed_mask(**arguments: Any) -> Packing | Tensor | None:
     start = arguments.get("kv_offset", 0)
     packing = Packing(padding[:, start : start + keys].bool(), queries, causal=causal)
     return packing if not square or packing.hides else None
+
+
+@torch.compiler.assume_constant_result
+def _own_attention(config: type) -> bool:
+    """Whether a module beside this configuration makes masks for an attention that cannot be replaced."""
+    package = config.__module__.rpartition(".")[0] + ".modeling_"
+    for name, module in list(sys.modules.items()):
+        there = vars(module) if name.startswith(package) else {}
+        if "ALL_ATTENTION_FUNCTIONS" in there or not any(maker in there for maker in _MAKERS):
+            continue
+        own = (kind for kind in there.values() if getattr(kind, "__module__", "") == name)
+        if any(isinstance(kind, type) and "Attention" in kind.__name__ for kind in own):
+            return True
+    return False
 
 
 def _causal(arguments: dict[str, Any]) -> bool:
@@ -149,8 +175,8 @@ def packed_attention(
     """The attention function: (b h q d), (b g k d), (b g k e) -> (b q h e), and weights if eager gave some.
 
     Raises:
-        TokenOpsError: paged or packed sequences; lengths other than the mask's; logits to be changed in a
-            model without eager attention.
+        TokenOpsError: paged or packed sequences; sparse attention; lengths other than the mask's; logits to
+            be changed in a model without eager attention.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -159,6 +185,9 @@ def packed_attention(
         paged := [name for name in _PACKED if kwargs.get(name) is not None]
     ):
         raise TokenOpsError("attention", "padded sequences, not packed or paged ones", ", ".join(paged))
+    if chosen := [name for name in _CHOSEN if kwargs.get(name) is not None]:
+        expected = "a model without sparse attention, whose choice of keys only sdpa and eager see: use sdpa"
+        raise TokenOpsError("attention", expected, ", ".join(chosen))
     if beyond := [name for name in _BEYOND if kwargs.get(name) is not None]:
         tell("the model's eager attention", _BEYOND[beyond[0]])
         mask = _additive(module, query, key, attention_mask, kwargs.get("is_causal"))
@@ -168,7 +197,9 @@ def packed_attention(
         if why is None and attention_mask.queries > 1:
             return _run(query, key, value, attention_mask, scaling), None
         attention_mask = attention_mask.dense
-    elif isinstance(attention_mask, Tensor):
+    elif attention_mask is None:
+        attention_mask = _newest(module, query, key, kwargs.get("is_causal"))
+    elif not torch.compiler.is_compiling():
         why = vars(attention_mask).get(_WHY, "a mask given in four dimensions, or the soft mask of training")
     if why:
         tell("sdpa", why)
@@ -188,6 +219,14 @@ def _eager(module: Any) -> Any:
     if function is None:
         raise TokenOpsError("attention", "a model with eager attention", type(module).__name__)
     return function
+
+
+def _newest(module: Any, query: Tensor, key: Tensor, causal: bool | None) -> Tensor | None:
+    """Causality for the newest of the keys, which sdpa's ``is_causal`` takes for the oldest."""
+    q, k = query.shape[2], key.shape[2]
+    if not 1 < q < k or not (getattr(module, "is_causal", True) if causal is None else causal):
+        return None
+    return torch.ones(1, 1, q, k, dtype=torch.bool, device=query.device).tril(k - q)
 
 
 def _additive(module: Any, query: Tensor, key: Tensor, mask: Any, causal: bool | None) -> Tensor | None:

@@ -25,6 +25,9 @@ def attach(model: nn.Module, pipeline: Pipeline, *, family: Family | None = None
     token before it, so labels at visual positions must be -100. Attention maps, if asked for, are those of
     the kept tokens. Features that the caller has merged into ``inputs_embeds`` are not seen as visual. A
     route whose scores read the text (ALVTS, FastV, PyramidDrop) sees all text of the call, answers too.
+    Deep copies carry a pipeline of their own; ``state_dict`` and ``save_pretrained`` give the plain model;
+    ``pickle`` and ``torch.save`` of the model itself raise TokenOpsError, and so does ``torch.jit.trace`` of
+    timm's.
 
     Args:
         model: a transformers model of a known family (LLaVA-1.5, LLaVA-NeXT, Qwen2.5-VL), or a vision

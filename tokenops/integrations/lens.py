@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenops.integrations.wrap import LivesOnModel
+
 LENS = "tokenops_lens"
 _LENS = "_tokenops_lens"
 Look = Callable[[Tensor, Tensor, float], None]
 
 
-class Lens:
+class Lens(LivesOnModel):
     """Shows queries (b h q e) and keys (b g k e) of an attention module to ``always``, or to who armed it.
 
     Arming is per thread.
@@ -47,12 +49,6 @@ class Lens:
         if self.always is not None:
             return self.always, False
         return getattr(self.local, "look", None), getattr(self.local, "only", False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "always": self.always}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, local=threading.local())
 
 
 def _show(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:

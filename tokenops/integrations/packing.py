@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -12,6 +13,16 @@ from tokenops.kernels.attention import Segments
 from tokenops.shapes import Bool, Float
 
 
+class MaskUsed(TokenOpsError, AttributeError):
+    """A model computes with its mask instead of handing it on; ``hasattr`` of a mask stays an answer."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__("attention", "a model that only hands its mask on: use sdpa for this one", what)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.got,)
+
+
 class Packing:
     """A mask by causality and padding, kept as what it hides instead of a map: real keys, causal or not.
 
@@ -19,10 +30,15 @@ class Packing:
     queries are the newest keys, each sees the keys up to its own, and the output of a query at padding is 0.
     Without, all queries are taken, for they may belong to another sequence than the keys.
 
+    Models may hand it on and cut it (which gives a tensor); another use of it as a tensor is refused.
+
     Args:
         keys: (b k) True for real keys.
         queries: q, how many look; with causality, the newest of the keys.
         causal: whether they see only what came before them.
+
+    Raises:
+        MaskUsed: a ``TokenOpsError``, where a model computes with it.
 
     >>> packing = Packing(torch.tensor([[False, True, True]]), queries=2)
     >>> packing.segments
@@ -35,6 +51,26 @@ class Packing:
     def __init__(self, keys: Bool[Tensor, "b k"], queries: int, *, causal: bool = True) -> None:
         self.keys, self.queries, self.causal = keys, queries, causal
         self._indices: dict[torch.device, tuple[Tensor | None, Tensor | None]] = {}
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.dense[index]
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise MaskUsed(f"mask.{name}")
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Packing):
+            return self is other
+        raise MaskUsed(f"mask == {other!r}")
+
+    __hash__ = object.__hash__
+
+    def __invert__(self) -> NoReturn:
+        raise MaskUsed("~mask")
+
+    @classmethod
+    def __torch_function__(cls, function: Any, *_: Any) -> NoReturn:
+        raise MaskUsed(f"{getattr(function, '__name__', function)} of its mask")
 
     @property
     def _looks(self) -> Bool[Tensor, "b q"]:

@@ -18,7 +18,7 @@ from tokenops.errors import TokenOpsError
 from tokenops.integrations.families import Family, Parts, Tower
 from tokenops.integrations.layouts import Unit
 from tokenops.integrations.lens import put_lens
-from tokenops.integrations.wrap import eager
+from tokenops.integrations.wrap import LivesOnModel, eager
 
 _AT_ONCE = 1 << 24  # entries of attention maps held at a time, 64 MiB
 
@@ -52,7 +52,7 @@ READS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 }
 
 
-class Sink:
+class Sink(LivesOnModel):
     """Holds what was read since it was last emptied, per thread: name -> one tensor for each call."""
 
     def __init__(self, layer: Any, wanted: Iterable[str]) -> None:
@@ -83,12 +83,6 @@ class Sink:
         layer = getattr(config, "vision_feature_layer", None) if given is None else given
         if layer != self.layer:
             raise TokenOpsError("attach", f"vision_feature_layer {self.layer}, as when attached", layer)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "local"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, local=threading.local())
 
 
 def find_tower(parts: Parts, signal: str) -> Tower:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from tokenops.integrations.sequence import (
     new_validity,
 )
 from tokenops.integrations.visual import Decision, Placed, decide, place
-from tokenops.integrations.wrap import eager, outermost
+from tokenops.integrations.wrap import LivesOnModel, eager, outermost
 from tokenops.pipeline import Pipeline
 from tokenops.routers.route import Route
 from tokenops.stages import Prune, Stage
@@ -51,11 +51,13 @@ class _PerThread(threading.local):
     routing: Routing | None = None
 
 
-class State:
+class State(LivesOnModel):
     """The pipeline at work in one model; lives on the model, so a deep copy has its own.
 
     Threads that share the model do not see each other's calls.
     """
+
+    forgets: ClassVar = {"local": _PerThread}
 
     def __init__(self, parts: Parts, pipeline: Pipeline) -> None:
         self.family, self.pipeline = parts.family, pipeline
@@ -69,13 +71,6 @@ class State:
         self.route = route if isinstance(route, Route) else None
         self.layers = len(parts.layers)
         self.local = _PerThread()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies: what the last call left, tensors of its graph among it, stays behind."""
-        return {name: value for name, value in vars(self).items() if name != "local"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, local=_PerThread())
 
     @property
     def decision(self) -> Decision | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import MethodType
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, NoReturn, TypeVar, cast
 
 import torch
 
@@ -39,6 +41,29 @@ def named_arguments(
         inspect.signature(function).bind(None, *args, **kwargs)  # raises what the function would
         raise TokenOpsError(function.__qualname__, "arguments by name", f"{len(args)} by position")
     return {**named, **kwargs}
+
+
+class LivesOnModel:
+    """What an attached model carries beside its wrappers: deep-copied with it, not pickled.
+
+    A bound method pickles as its name, which in the copy finds the class's own: without wrappers, silently.
+    ``forgets`` are the attributes that a copy gets new, since they belong to the calls of the original.
+    """
+
+    forgets: ClassVar[Mapping[str, Callable[[], Any]]] = {"local": threading.local}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = memo[id(self)] = object.__new__(type(self))
+        kept = {name: value for name, value in vars(self).items() if name not in self.forgets}
+        vars(twin).update(copy.deepcopy(kept, memo))
+        vars(twin).update({name: new() for name, new in self.forgets.items()})
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        expected = (
+            "a detached model to pickle (state_dict, save_pretrained, deepcopy, tokenops.save: as it is)"
+        )
+        raise TokenOpsError("attach", expected, "one with a pipeline attached")
 
 
 def wrap(module: Any, method: str, around: Around) -> None:

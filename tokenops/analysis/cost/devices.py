@@ -92,7 +92,7 @@ def find_device(device: str | Device, who: str = "cost") -> Device:
     """A device by its name (``"cpu"`` measures the machine it runs on), or the one given.
 
     Raises:
-        TokenOpsError: an unknown name.
+        TokenOpsError: an unknown name, or something else.
 
     >>> find_device("h200").bandwidth
     4300000000000.0
@@ -101,20 +101,26 @@ def find_device(device: str | Device, who: str = "cost") -> Device:
         return device
     if device == "cpu":
         return device_here()
-    if device not in DEVICES:
+    if not isinstance(device, str) or device not in DEVICES:
         raise TokenOpsError(who, f"a Device or one of {', '.join(DEVICES)}, cpu", repr(device))
     return DEVICES[device]
 
 
-@cache
 def device_here() -> Device:
-    """This machine's processor: matrix products and a copy, the best of many short runs, about a second.
+    """This machine's processor, estimated: small matrix products and a copy, the best of many short runs.
 
-    Measured at the first call with the threads torch has then, and remembered.
+    That takes about a second, and is remembered for the number of threads torch has. Other sizes can reach
+    higher rates, and other programs lower them while they are taken: limits on ``cpu`` are estimates.
 
     >>> device_here().name
     'cpu'
     """
+    return _estimated(torch.get_num_threads())
+
+
+@cache
+def _estimated(threads: int) -> Device:
+    """With the number of threads that torch has now."""
     small = torch.zeros(1)
     launch = _best(lambda: small.add_(1), 500)
     source = torch.ones(1 << 24)  # larger than caches

@@ -50,13 +50,14 @@ def cost(
     Args:
         model_or_config: a transformers model or its config: LLaVA, LLaVA-NeXT, Qwen2.5-VL.
         tokens: visual tokens that reach the language model: an int for one image, or a list with an int or a
-            size for every image, see :func:`~tokenops.analysis.cost.images.images_of`. 0 for none.
+            size for every image, see :func:`~tokenops.analysis.cost.images.images_of`. ``0`` and ``[]`` mean no
+            image.
         pipeline: what to attach; None for the model as it is.
         text: all other tokens of a row.
         batch: rows.
         dtype: of weights and activations; by default the model's, or what its config says, or bfloat16.
-        device: a name (``h200``, ``h100``, ``a100``, ``rtx4090``, ``cpu`` for this machine) or a
-            :class:`Device`.
+        device: a name (``h200``, ``h100``, ``a100``, ``rtx4090``, ``cpu`` for an estimate of this
+            machine) or a :class:`Device`.
         pairs: ``"full"`` or ``"causal"``.
 
     Raises:

@@ -20,7 +20,7 @@ class Speedup:
     """How many times less a pipeline costs than the model without it.
 
     Attributes:
-        time: roofline seconds of all parts. The limit: no implementation on this device is faster.
+        time: roofline seconds of all parts: an estimated limit, as good as the rates of the device are.
         flops: FLOPs of all parts.
         time_language, flops_language: the same without vision tower and projector.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenops.analysis.cost import Device
+from tokenops.analysis.cost.devices import find_device
 from tokenops.analysis.measure.environment import environment
 from tokenops.analysis.measure.limits import device_name, image_sizes, limit_of
 from tokenops.analysis.measure.result import FULL, Measurement, Row
@@ -21,7 +22,12 @@ from tokenops.integrations import Family, Trace
 from tokenops.integrations.families import find_parts
 from tokenops.pipeline import Pipeline
 
-REFUSED = ("labels", "past_key_values", "inputs_embeds")
+REFUSED = (
+    *("labels", "past_key_values", "inputs_embeds"),
+    # what measuring sets itself
+    *("use_cache", "logits_to_keep", "max_new_tokens", "min_new_tokens", "do_sample", "num_beams"),
+    *("pad_token_id", "streamer"),
+)
 
 
 def measure(
@@ -55,22 +61,23 @@ def measure(
 
     Args:
         model: of a known family, on one CPU or CUDA device, without a pipeline attached, not compiled.
-        inputs: what ``generate`` takes, with images or videos, on the model's device.
+        inputs: what ``generate`` takes, with images or videos, on the model's device; no options of it.
         pipeline: one, or several by name, to compare in one interleaved run.
         new_tokens: how many to generate; 1 leaves decoding out.
-        runs: rounds that count.
+        runs: rounds that count; fewer than six tell nothing at 95 % confidence, and the verdict says so.
         warmup: rounds before them that do not.
         timer: ``"cuda"`` (events; the only one there), ``"processor"`` (the default on a CPU with one thread)
             or ``"wall"`` (with more); or a function that starts a clock and returns one that reads it.
         device: whose roofline to compare with, as :func:`tokenops.analysis.cost` takes it; by default this
-            one, if it is known.
+            one, if it is known. The limit is an estimate: that of a CPU rests on a second of short runs.
         family: as in :func:`tokenops.attach`.
         step: called after every run, ``steps(...)`` times.
 
     Raises:
-        TokenOpsError: no images among the inputs, labels or a cache among them, inputs on another device, a
-            compiled or distributed model, a bad number, an unknown timer, and whatever
-            :func:`tokenops.attach` refuses. Nothing has been timed then.
+        TokenOpsError: no images among the inputs; labels, a cache or options of ``generate`` among them;
+            inputs on another device; a compiled or distributed model; a bad number; an unknown timer, device
+            or family; a ``step`` that cannot be called; whatever :func:`tokenops.attach` refuses. Nothing has
+            been timed then.
 
     >>> from tokenops import pocket, recipes
     >>> model, processor = pocket.load()
@@ -89,6 +96,9 @@ def measure(
     parts = find_parts(model, family)
     where = _check_model(model)
     _check_inputs(inputs, where)
+    if not callable(step):
+        raise TokenOpsError("measure", "step as a function", repr(step))
+    known = device_name(where) if device is None else find_device(device, "measure")
     told, clock = (_name(timer), timer) if callable(timer) else timer_for(where, timer)
     marks = tuple(getattr(parts.base.config, name) for name in parts.family.tokens.values())
     bench = Bench(parts.model, dict(inputs), contenders, parts.family, marks, clock, new_tokens)
@@ -97,7 +107,6 @@ def measure(
         if not images:
             raise TokenOpsError("measure", "inputs with images or videos", "text only: nothing to select")
         looks = {name: bench.look(name) for name in contenders}
-        known = device_name(where) if device is None else device
         given = (image_sizes(images, inputs), text.tolist(), known)
         limits = {n: None if p is None else limit_of(parts.model, p, *given) for n, p in contenders.items()}
         times = take_times(bench, warmup, runs, step)
@@ -158,8 +167,8 @@ def _check_model(model: nn.Module) -> torch.device:
 def _check_inputs(inputs: Any, device: torch.device) -> None:
     if not isinstance(inputs, Mapping) or not isinstance(inputs.get("input_ids"), Tensor):
         raise TokenOpsError("measure", "the inputs of generate, input_ids among them", type(inputs).__name__)
-    if refused := [name for name in REFUSED if inputs.get(name) is not None]:
-        raise TokenOpsError("measure", "the inputs of generate, a prompt", ", ".join(refused))
+    if refused := [name for name in REFUSED if name in inputs]:
+        raise TokenOpsError("measure", "the inputs of generate, a prompt without options", ", ".join(refused))
     for name, value in inputs.items():
         if isinstance(value, Tensor) and value.device != device:
             raise TokenOpsError(

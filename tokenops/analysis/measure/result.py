@@ -19,7 +19,8 @@ class Limit:
     """What the cost model says; see :func:`tokenops.analysis.cost`.
 
     Attributes:
-        speedup: the most that time to first token can shrink by, None where the cost model cannot say.
+        speedup: the most that time to first token can shrink by, an estimate from the device's rates; None
+            where the cost model cannot say.
         flops: the same if FLOPs alone took time.
         break_even: visual tokens of an image below which the pipeline cannot help, None likewise.
         device: whose roofline this is.
@@ -88,10 +89,8 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """``"faster"``, ``"slower"`` or ``"no difference"``, where the interval holds 1."""
-        if self.speedup.low > 1:
-            return "faster"
-        return "slower" if self.speedup.high < 1 else "no difference"
+        """That of ``speedup``, see :attr:`Ratio.verdict`."""
+        return self.speedup.verdict
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values; times in seconds."""

@@ -144,17 +144,21 @@ class Times:
 
 @contextmanager
 def quiet_collector() -> Iterator[None]:
-    """Garbage is collected when asked for, and quickly: what is there already is left out of it."""
-    collecting, frozen = gc.isenabled(), gc.get_freeze_count()
+    """Garbage is collected when asked for, and quickly: what is there already is left out of it.
+
+    Where somebody froze objects already, nothing is added to them: no call could take that back.
+    """
+    collecting, freezing = gc.isenabled(), not gc.get_freeze_count()
     gc.collect()
-    gc.freeze()
+    if freezing:
+        gc.freeze()
     gc.disable()
     try:
         yield
     finally:
         if collecting:
             gc.enable()
-        if not frozen:
+        if freezing:
             gc.unfreeze()
 
 

@@ -10,6 +10,7 @@ from statistics import median, quantiles
 from typing import Any
 
 CONFIDENCE = 0.95
+TOO_FEW = "too few runs to tell"
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,11 @@ class Ratio:
     Raises:
         ValueError: different numbers of runs, or none.
 
-    >>> Ratio.paired([2.0] * 3 + [4.0] * 4 + [6.0] * 2, [2.0] * 9)
+    >>> ratio = Ratio.paired([2.0] * 3 + [4.0] * 4 + [6.0] * 2, [2.0] * 9)
+    >>> ratio
     Ratio(median=2.0, low=1.0, high=3.0, confidence=0.9609375)
+    >>> ratio.verdict
+    'no difference'
     """
 
     median: float
@@ -80,6 +84,21 @@ class Ratio:
         n = len(ratios)
         rank = max([r for r in range(1, (n + 1) // 2 + 1) if _coverage(n, r) >= CONFIDENCE], default=1)
         return cls(median(ratios), ratios[rank - 1], ratios[n - rank], _coverage(n, rank))
+
+    @property
+    def verdict(self) -> str:
+        """``"faster"``, ``"slower"``, or ``"no difference"`` where the interval holds 1.
+
+        Below 95 % of confidence ``"too few runs to tell"``, whatever the interval.
+
+        >>> Ratio.paired([1.01], [1.0]).verdict
+        'too few runs to tell'
+        """
+        if self.confidence < CONFIDENCE:
+            return TOO_FEW
+        if self.low > 1:
+            return "faster"
+        return "slower" if self.high < 1 else "no difference"
 
     def as_dict(self) -> dict[str, float]:
         """All four numbers.

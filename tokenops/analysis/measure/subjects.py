@@ -13,8 +13,6 @@ from torch import nn
 from tokenops.analysis.measure.architectures import config_of, shorten
 from tokenops.errors import TokenOpsError
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 def random_model(
     source: str | Path, *, layers: int | None = None, dtype: torch.dtype, device: torch.device

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tokenops.analysis.measure.result import FULL, Limit, Measurement, Row
-from tokenops.analysis.measure.statistics import Ratio
+from tokenops.analysis.measure.statistics import TOO_FEW, Ratio
 
 _HEAD = ("", "tokens", "TTFT ms", "(quartiles)", "speed-up", "(interval)", "limit", "reached", "stages ms")
 _HEAD_REST = ("decode tok/s", "(ratio)", "peak MiB", "KV MiB")
@@ -33,15 +33,16 @@ def verdict(row: Row) -> str:
         "faster": f"{row.name}: faster here, time to first token {interval}.",
         "slower": f"{row.name}: does not help here, it is slower: {interval}.",
         "no difference": f"{row.name}: does not help here, no difference to be seen: {interval}.",
+        TOO_FEW: f"{row.name}: too few runs to tell: {interval}.",
     }[row.verdict]
     return said + _of_decoding(row.decode_speedup) + _of_limit(row.limit)
 
 
 def _of_decoding(ratio: Ratio | None) -> str:
-    """Said where the interval does not hold 1."""
-    if ratio is None or ratio.low <= 1 <= ratio.high:
+    """Said where there is a difference."""
+    if ratio is None or ratio.verdict not in ("faster", "slower"):
         return ""
-    return f" Decoding is {'faster' if ratio.low > 1 else 'slower'}: {ratio.median:.2f}x."
+    return f" Decoding is {ratio.verdict}: {ratio.median:.2f}x."
 
 
 def _of_limit(limit: Limit | None) -> str:
@@ -49,9 +50,9 @@ def _of_limit(limit: Limit | None) -> str:
         return ""
     said = ""
     if limit.speedup is not None:
-        said += f" Limit on {limit.device}: {limit.speedup:.2f}x."
+        said += f" Estimated limit on {limit.device}: {limit.speedup:.2f}x."
     if limit.break_even is not None:
-        said += f" It cannot help below {limit.break_even} visual tokens."
+        said += f" By that estimate it cannot help below {limit.break_even} visual tokens."
     return said + (f" {limit.reason[0].upper()}{limit.reason[1:]}." if limit.reason else "")
 
 

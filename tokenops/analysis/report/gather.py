@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from tokenops.analysis.cost import Device
+from tokenops.analysis.cost.devices import find_device
 from tokenops.analysis.measure import Measurement, measure
 from tokenops.analysis.measure.result import FULL
 from tokenops.analysis.measure.untouched import untouched
@@ -33,8 +34,8 @@ def report(
     pipelines: Pipeline | Mapping[str, Pipeline],
     *,
     videos: Sequence[Any] = (),
-    max_new_tokens: int = 32,
-    runs: int = 5,
+    new_tokens: int = 32,
+    runs: int = 6,
     device: str | Device | None = None,
     family: Family | None = None,
     step: Callable[[], None] = lambda: None,
@@ -54,15 +55,16 @@ def report(
             is taken as it is.
         pipelines: one, or several by name.
         videos: each as the processor takes it, usually a list of frames.
-        max_new_tokens: of an answer.
-        runs: interleaved rounds of timing; 0 leaves time out.
+        new_tokens: of an answer.
+        runs: interleaved rounds of timing; 0 leaves time out, fewer than six are too few to tell.
         device: whose roofline limits the speed-up, as in :func:`tokenops.analysis.measure`.
         family: as in :func:`tokenops.attach`.
         step: called after every answer and every timed run, ``steps(...)`` times.
 
     Raises:
-        TokenOpsError: no image and no video, no pipeline, a bad number, inputs the processor does not take,
-            and whatever :func:`tokenops.attach` refuses. The model is as before then, as it is afterwards.
+        TokenOpsError: no image and no video, no pipeline, a bad number, an unknown device, a ``step`` that cannot
+            be called, inputs the processor does not take, and whatever :func:`tokenops.attach` refuses. The
+            model is as before then, as it is afterwards.
 
     >>> from tokenops import pocket, recipes
     >>> model, processor = pocket.load()
@@ -74,13 +76,17 @@ def report(
     '<!doctype html>'
     """
     named = _named(pipelines)
-    for name, value, least in (("max_new_tokens", max_new_tokens, 1), ("runs", runs, 0)):
+    for name, value, least in (("new_tokens", new_tokens, 1), ("runs", runs, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise TokenOpsError("report", f"{name} as an int >= {least}", repr(value))
+    if not callable(step):
+        raise TokenOpsError("report", "step as a function", repr(step))
+    if device is not None:
+        find_device(device, "report")
     parts = find_parts(model, family)
     pictures, clips = asking.pictures(images), list(videos)
     inputs = asking.encode(parts.model, processor, pictures, clips, question)
-    asked = _Asked(parts.model, processor, inputs, max_new_tokens, family)
+    asked = _Asked(parts.model, processor, inputs, new_tokens, family)
     with untouched(parts.model, *named.values()):
         every, answer, everywhere = asked.ask(random(keep=1.0))
         step()

@@ -258,10 +258,12 @@ function summary() {
 function notes(timed, counted) {
   const say = words => $("notes").append(make("p", {class: "faint"}, words));
   if (timed) {
-    const t = data.timing, confidence = (100 * full.time.speedup.confidence).toFixed(0);
+    const t = data.timing, s = full.time.speedup;
+    const bracket = s.verdict === "too few runs to tell" ? `In brackets, the smallest and the largest: ${s.verdict}, six would do.`
+      : `In brackets, an interval for the median that holds it with ${(100 * s.confidence).toFixed(0)} %.`;
     say(`Prefill: from inputs to the first token, vision tower included; ${t.runs} interleaved rounds, ${t.timer} time, ` +
       `${t.dtype}, ${t.machine}, ${t.threads} ${t.threads === 1 ? "thread" : "threads"}, torch ${t.torch}. ` +
-      `In brackets, an interval for the median that holds it with ${confidence} %. Possible here: the most by the cost model on this device.`);
+      `${bracket} Possible here: the most by the cost model on this device, an estimate.`);
   }
   if (counted) say(`${unit}: counted by the cost model for the whole prefill, vision tower included.`);
   for (const m of data.methods) for (const reason of new Set([m.cost.reason, m.time && m.time.limit && m.time.limit.reason]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from tokenops.errors import TokenOpsError
 from tokenops.integrations.probe import READS
 from tokenops.integrations.vit.call import Call
 from tokenops.integrations.vit.parts import readable_attention
+from tokenops.integrations.wrap import LivesOnModel
 from tokenops.pipeline import Pipeline
 from tokenops.routers.route import Route
 from tokenops.stages import Stage
@@ -34,12 +35,14 @@ class _PerThread(_Calls, threading.local):
     """Of one thread."""
 
 
-class VitState:
+class VitState(LivesOnModel):
     """Lives on the model, so a deep copy has its own; threads that share the model do not see each other.
 
     Only what ``torch.compile`` made, which forgets what is written to a thread's own, shares one for all.
     ``readable`` are signals that the attention of a block can show the next one; ``signals`` those it shall.
     """
+
+    forgets: ClassVar = {"local": _PerThread, "compiled": _Calls}
 
     def __init__(self, pipeline: Pipeline, depth: int, readable: set[str]) -> None:
         self.pipeline, self.depth = pipeline, depth
@@ -48,12 +51,6 @@ class VitState:
         self.route = route if isinstance(route, Route) else None
         self.signals = set() if self.route is None else readable & set(self.route.needs())
         self.local, self.compiled = _PerThread(), _Calls()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("local", "compiled")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, local=_PerThread(), compiled=_Calls())
 
     @property
     def last(self) -> Call | None:
@@ -88,6 +85,8 @@ class VitState:
         arguments: dict[str, Any],
         leave: Callable[[Call, Any], Any],
     ) -> Any:
+        if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+            raise TokenOpsError("attach", "torch.export or torch.compile", "torch.jit.trace")
         if self.pipeline.training != model.training:
             self.pipeline.train(model.training)
         height, width = arguments["x"].shape[-2:]

@@ -2,7 +2,7 @@
 
 One function, several backends, the first that can serve is taken: plain SDPA where all segments are alike,
 xformers or torch's ``varlen_attn`` on CUDA, one SDPA call per segment everywhere else. There is no Triton
-version: no measurement on a GPU shows that one would win over the kernels of xformers and torch.
+version, and no measurement was made of whether one would win over the kernels of xformers and torch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def attention(
         v: values (s g e).
         segments: query and key lengths of every segment.
         causal: hide later keys.
-        scale: of the logits; ``d ** -0.5`` by default.
+        scale: of the logits, positive in float32; ``d ** -0.5`` by default.
         backend: ``"sdpa"``, ``"xformers"``, ``"varlen"``, ``"loop"`` or ``"math"``; by default the first that
             serves, see :func:`explain`.
 
@@ -52,8 +52,8 @@ def attention(
         (t h e), in the dtype of q.
 
     Raises:
-        TokenOpsError: shapes, dtypes, devices or segments that do not fit, an unknown backend, or one that
-            cannot serve, with the reason.
+        TokenOpsError: other types; shapes, dtypes, devices or segments that do not fit; a scale of 0, below
+            it or beyond float32; an unknown backend, or one that cannot serve, with the reason.
 
     >>> q, k = torch.zeros(3, 2, 4), torch.zeros(5, 1, 4)
     >>> v = torch.arange(5.0).view(5, 1, 1)
@@ -69,7 +69,9 @@ def attention(
     if len(seen):
         out = chosen.run(q[rows], k[columns], v[columns], seen, causal, scale)
     else:
-        out = q[rows].sum(2, keepdim=True) * v.new_zeros(v.shape[2])
+        # no rows, but the three inputs get a gradient of zeros as they do beside a segment that sees
+        nothing = q[rows].sum() + k[columns].sum() + v[columns].sum()
+        out = nothing.expand(0, q.shape[1], v.shape[2])
     return q.new_zeros(len(q), *out.shape[1:]).index_copy(0, rows, out)
 
 
@@ -87,7 +89,7 @@ def explain(
     Nothing is computed.
 
     Raises:
-        TokenOpsError: shapes, dtypes, devices or segments that do not fit.
+        TokenOpsError: what :func:`attention` refuses whatever the backend.
 
     >>> q = torch.zeros(5, 1, 8)
     >>> print(explain(q, q, q, Segments.of([3, 2])))

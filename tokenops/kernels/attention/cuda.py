@@ -20,8 +20,6 @@ def why_not(request: Request) -> str | None:
         return f"values as wide as keys, not {request.e} and {request.d}"
     if request.d % 8 or not 8 <= request.d <= 256:
         return f"heads of a multiple of 8 up to 256 wide, not {request.d}"
-    if request.scale is not None and request.scale <= 0:
-        return f"a positive scale, not {request.scale}"
     if torch.cuda.get_device_capability(request.device) < (8, 0):
         return "needs compute capability 8.0"
     return None

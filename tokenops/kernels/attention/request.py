@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +12,8 @@ from tokenops.errors import TokenOpsError
 from tokenops.kernels.attention.segments import Segments
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# kernels round the scale to float32, and at 0 or below the -inf of a hidden key is no longer hidden
+LEAST, MOST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,16 @@ class Request:
         """Read off tensors, which are checked; ``segments`` are theirs, with blind queries.
 
         Raises:
-            TokenOpsError: shapes, dtypes or devices that do not fit together or to the segments.
+            TokenOpsError: other types; shapes, dtypes or devices that do not fit together or to the
+                segments; a scale that is not positive in float32.
         """
 
         def need(fits: bool, expected: str, got: object) -> None:
             if not fits:
                 raise TokenOpsError("attention", expected, got)
 
+        kinds = ", ".join(type(x).__name__ for x in (q, k, v))
+        need(all(isinstance(x, Tensor) for x in (q, k, v)), "q, k and v as tensors", kinds)
         shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         need(q.ndim == k.ndim == v.ndim == 3, "q (t h d), k (s g d) and v (s g e)", shapes)
         fit = q.shape[2] == k.shape[2] > 0 and k.shape[:2] == v.shape[:2]
@@ -58,7 +62,11 @@ class Request:
         need(q.dtype in DTYPES, "a dtype of " + ", ".join(map(str, DTYPES)), q.dtype)
         need(q.dtype == k.dtype == v.dtype, "one dtype", f"{q.dtype}, {k.dtype}, {v.dtype}")
         need(q.device == k.device == v.device, "one device", f"{q.device}, {k.device}, {v.device}")
-        need(scale is None or math.isfinite(scale), "a finite scale or None", scale)
+        need(isinstance(causal, bool), "causal: a bool", repr(causal))
+        if scale is not None:
+            number = isinstance(scale, int | float) and not isinstance(scale, bool)
+            positive = f"scale: None or a positive number that float32 holds, {LEAST:.2g} to {MOST:.2g}"
+            need(number and LEAST <= scale <= MOST, positive, repr(scale))
         seen = segments.seen(causal)
         return cls(q.device, q.dtype, h, g, q.shape[2], v.shape[2], seen, causal, scale)
 

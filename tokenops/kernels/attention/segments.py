@@ -76,8 +76,9 @@ class Segments:
         Segments(queries=(2, 1), keys=(2, 1))
         """
         for m in (mask,) if keys is None else (mask, keys):
-            if m.ndim != 2 or m.dtype != torch.bool:
-                raise TokenOpsError("Segments.from_mask", "a bool mask (b n)", f"{m.dtype} {tuple(m.shape)}")
+            if not isinstance(m, Tensor) or m.ndim != 2 or m.dtype != torch.bool:
+                got = f"{m.dtype} {tuple(m.shape)}" if isinstance(m, Tensor) else type(m).__name__
+                raise TokenOpsError("Segments.from_mask", "a bool mask (b n)", got)
         return cls.of(mask.sum(1), None if keys is None else keys.sum(1))
 
     def __len__(self) -> int:
