@@ -6,15 +6,20 @@ Four sequences of 200 to 1,500 tokens in even steps, and a tenth of that, with 8
 on a CPU with one thread:
 
 * ``segments``: ``tokenops.kernels.attention`` on the pack, no padding;
-* ``padded``: SDPA on the batch padded to the longest, under a bool mask that hides padding, made beforehand;
+* ``segments incl. packing``: the same from padded tensors (b h n d) to a padded result, as every layer of a
+  model pays for it: padding is taken out and put back, where it lies is known beforehand;
+* ``padded``: SDPA on the batch padded to the longest, under a bool mask that hides padding, made beforehand.
+  It serves padding on any side;
+* ``padded right, is_causal``: the same without a mask, in causal rows only. With all padding on the right no
+  real token sees any, so it is exact at real tokens; with padding on the left, as in generation, it is not;
 * ``packed mask``: SDPA on the pack under a block-diagonal bool mask, made beforehand.
 
 All start from tensors that lie as they need them. A ratio is the processor time over that of ``segments`` in
 the same round, with quartiles; ``pairs`` is the ratio of the query-key pairs, the ratio to expect if a pair
-costs the same everywhere. Causal ``segments`` counts the pairs that are seen, because SDPA's own causal form
-skips blocks that are hidden; under a mask nothing is skipped. The bar is about the long sequences: short ones
-show where a call per segment costs more than padding does. On a GPU, ``gpu_prefill.py`` has the backends side
-by side.
+costs the same everywhere. Causal ``segments`` and ``is_causal`` count the pairs that are seen, because SDPA's
+own causal form skips blocks that are hidden; under a mask nothing is skipped, which is a part of what
+``padded`` loses in the causal rows. The bar is about ``padded`` and the long sequences: short ones show where
+a call per segment costs more than padding does. On a GPU, ``gpu_prefill.py`` has the backends side by side.
 """
 
 from __future__ import annotations
@@ -22,8 +27,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from interleaved import in_turn, machine, save, spread
@@ -33,70 +39,74 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
+from tokenops.integrations.packing import Packing
 from tokenops.kernels import explain
 from tokenops.kernels.attention import Segments, attention, reference
 
 FULL = {"lengths": [[200, 633, 1067, 1500], [20, 63, 107, 150]], "heads": 8, "width": 64}
 SMOKE = {"lengths": [[5, 16, 27, 38], [3, 5, 8, 10]], "heads": 4, "width": 8}
 BAR = 2.0
-Contender = tuple[Callable[..., Tensor], list[Tensor], Tensor, Callable[[Tensor], Tensor], float]
+
+
+class Contender(NamedTuple):
+    """A way to compute it: inputs and incoming gradient as it needs them, and what packs its result again."""
+
+    function: Callable[..., Tensor]
+    inputs: list[Tensor]
+    weight: Tensor
+    packed: Callable[[Tensor], Tensor]
+    pairs: float
 
 
 def contenders(pack: list[Tensor], weight: Tensor, segments: Segments, causal: bool) -> dict[str, Contender]:
-    """Name -> function, its inputs and incoming gradient, what packs its result again, and pairs."""
-    lengths, gqa = segments.queries, pack[0].shape[1] != pack[1].shape[1]
-    longest, total = segments.longest[0], segments.total[0]
+    """Every form by name, with its pairs over those of ``segments``."""
+    lengths, longest, total = segments.queries, segments.longest[0], segments.total[0]
     real = torch.arange(longest) < torch.tensor(lengths)[:, None]
-    hidden = real[:, None, None]
+    hidden, packing = real[:, None, None], Packing(real, longest)
     if causal:
         hidden = hidden & torch.ones(longest, longest, dtype=torch.bool).tril()
-    block = reference.visible(segments, causal)
 
-    def padded(x: Tensor) -> Tensor:
-        return pad_sequence(list(x.split(lengths)), batch_first=True).transpose(1, 2).contiguous()
+    def packed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = packing.pack(q, k, v)
+        return packing.pad(attention(q, k, v, packing.segments, causal=causal)).transpose(1, 2)
 
-    def whole(x: Tensor) -> Tensor:
-        return x.transpose(0, 1)[None].contiguous()
+    def sdpa(**how: Any) -> Callable[..., Tensor]:
+        gqa = pack[0].shape[1] != pack[1].shape[1]
+        return lambda q, k, v: scaled_dot_product_attention(q, k, v, enable_gqa=gqa, **how)
 
-    def masked(mask: Tensor) -> Callable[..., Tensor]:
-        return lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
+    def seen(n: int) -> int:
+        return n * (n + 1) // 2 if causal else n * n
 
-    own = sum(n * (n + 1) // 2 if causal else n * n for n in lengths)
-    written = [padded(x) for x in pack], padded(weight)
-    return {
-        "segments": (
-            lambda q, k, v: attention(q, k, v, segments, causal=causal),
-            pack,
-            weight,
-            lambda out: out,
-            1.0,
-        ),
-        "padded": (
-            masked(hidden),
-            *written,
-            lambda out: out.transpose(1, 2)[real],
-            len(lengths) * longest**2 / own,
-        ),
-        "packed mask": (
-            masked(block),
-            [whole(x) for x in pack],
-            whole(weight),
-            lambda out: out[0].transpose(0, 1),
-            total**2 / own,
-        ),
+    own, batch = sum(map(seen, lengths)), len(lengths)
+    rows = [pad_sequence(list(x.split(lengths)), batch_first=True) for x in (*pack, weight)]
+    *padded, padded_weight = (x.transpose(1, 2).contiguous() for x in rows)
+    *whole, whole_weight = (x.transpose(0, 1)[None].contiguous() for x in (*pack, weight))
+
+    def from_padded(function: Callable[..., Tensor], pairs: int) -> Contender:
+        return Contender(function, padded, padded_weight, lambda y: y.transpose(1, 2)[real], pairs / own)
+
+    direct = partial(attention, segments=segments, causal=causal)
+    block = sdpa(attn_mask=reference.visible(segments, causal))
+    found = {
+        "segments": Contender(direct, pack, weight, lambda y: y, 1.0),
+        "segments incl. packing": from_padded(packed, own),
+        "padded": from_padded(sdpa(attn_mask=hidden), batch * longest**2),
+        "packed mask": Contender(block, whole, whole_weight, lambda y: y[0].transpose(0, 1), total**2 / own),
     }
+    if causal:
+        found["padded right, is_causal"] = from_padded(sdpa(is_causal=True), batch * seen(longest))
+    return found
 
 
 def timed(contender: Contender, backward: bool) -> Callable[[], float]:
     """Processor seconds of a pass."""
-    function, inputs, weight = contender[:3]
-    leaves = [x.detach().clone().requires_grad_(backward) for x in inputs]
+    leaves = [x.detach().clone().requires_grad_(backward) for x in contender.inputs]
 
     def call() -> float:
         start = time.process_time()
-        out = function(*leaves)
+        out = contender.function(*leaves)
         if backward:
-            torch.autograd.grad(out, leaves, weight)
+            torch.autograd.grad(out, leaves, contender.weight)
         return time.process_time() - start
 
     return call
@@ -104,7 +114,7 @@ def timed(contender: Contender, backward: bool) -> Callable[[], float]:
 
 def apart(found: dict[str, Contender]) -> float:
     """Largest difference between the outputs of any contender and ``segments``."""
-    outs = {name: back(function(*inputs)) for name, (function, inputs, _, back, _) in found.items()}
+    outs = {name: c.packed(c.function(*c.inputs)) for name, c in found.items()}
     return max(float((out - outs["segments"]).abs().max()) for out in outs.values())
 
 
@@ -120,7 +130,7 @@ def rows_of(lengths: list[int], heads: int, groups: int, d: int, rounds: int) ->
         for backward in (False, True):
             took = in_turn({name: timed(c, backward) for name, c in found.items()}, rounds)
             for name, contender in found.items():
-                row = {**setting, "backward": backward, "form": name, "pairs": round(contender[4], 2)}
+                row = {**setting, "backward": backward, "form": name, "pairs": round(contender.pairs, 2)}
                 row["ms"] = spread(1e3 * took[name])
                 rows.append(row | {"ratio": spread(took[name] / took["segments"])})
     return rows
@@ -140,7 +150,7 @@ def measure(size: dict[str, Any], rounds: int) -> dict[str, Any]:
     longest = max(size["lengths"][0])
     padded = [row["ratio"][1] for row in rows if row["form"] == "padded" and row["longest"] == longest]
     settings = machine() | size | {"rounds": rounds, "dtype": "float32"}
-    bar = {"what": "padded / segments", "wanted": BAR, "least": min(padded), "most": max(padded)}
+    bar = {"what": "padded under a mask / segments", "wanted": BAR, "least": min(padded), "most": max(padded)}
     return {"settings": settings, "bars": [bar], "rows": rows}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,18 @@ settings.register_profile("default", settings(**_COMMON, derandomize=True, max_e
 settings.register_profile("ci", settings(**_COMMON, derandomize=True, max_examples=60, print_blob=True))
 settings.register_profile("slow", settings(**_COMMON, max_examples=1000, print_blob=True))
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default"))
+
+
+@pytest.fixture(scope="module")
+def _thawing() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def frozen_heap(_thawing: None) -> None:
+    """Collecting garbage is quick in tests that do it often: what was there before is left out of it."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

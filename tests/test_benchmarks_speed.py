@@ -18,6 +18,7 @@ import tables_speed
 import torch
 from interleaved import held_bytes, in_turn
 
+pytestmark = pytest.mark.usefixtures("frozen_heap")
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 GPU = ["--device", "cpu", "--small", "--rounds", "1"]

@@ -73,7 +73,7 @@ def state_of(*roots: nn.Module) -> dict[str, Any]:
         "weights": [p.detach().clone() for root in roots for p in root.parameters()],
         "random": torch.get_rng_state().tolist(),
         "gradients": torch.is_grad_enabled(),
-        "collector": (gc.isenabled(), gc.get_freeze_count()),
+        "collector": gc.isenabled(),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tokenops
 from tokenops import Merge, Pipeline, Prune, recipes
 from tokenops.analysis import DEVICES, Cost, Device, Op, Part, break_even, cost, counts, device_here
-from tokenops.analysis.cost import components
+from tokenops.analysis.cost import components, devices
 from tokenops.analysis.cost.architecture import architecture
 from tokenops.analysis.cost.images import images_of
 from tokenops.errors import TokenOpsError
@@ -243,6 +243,23 @@ def test_this_machine() -> None:
     assert cost(LLAVA, 16, dtype="float32", device="cpu").device == "cpu"
 
 
+def test_this_machine_is_measured_for_each_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_estimated", cache(devices._estimated.__wrapped__))
+    monkeypatch.setattr(devices, "_best", lambda call, runs: 1.0 / torch.get_num_threads())
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = device_here()
+        torch.set_num_threads(2)
+        two = device_here()
+        assert two.rate("float32") == 2 * one.rate("float32")
+        assert device_here() is two
+        torch.set_num_threads(1)
+        assert device_here() is one
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("name", list(DEVICES))
 def test_known_devices(name: str) -> None:
     assert DEVICES[name].name == name
@@ -282,6 +299,8 @@ def test_table_and_dict() -> None:
         ({"model_or_config": nn.Linear(2, 2)}, "known family"),
         ({"model_or_config": "llava"}, "known family"),
         ({"device": "tpu"}, "one of h200"),
+        ({"device": ["h200"]}, "one of h200"),
+        ({"device": None}, "one of h200"),
         ({"device": Device("half", {"bfloat16": 1e12}, 1e12), "dtype": "float32"}, "dtype of half"),
         ({"dtype": "int8"}, "floating dtype"),
         ({"dtype": "nonsense"}, "floating dtype"),

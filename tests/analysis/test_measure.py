@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from typing import Any
 
 import pytest
@@ -27,10 +29,11 @@ import tokenops
 from tokenops import Pipeline, TokenOpsError, recipes
 from tokenops.analysis import Measurement, cost, measure
 from tokenops.analysis.measure import FULL, steps
+from tokenops.analysis.measure.run import quiet_collector
 from tokenops.integrations import attached
 from tokenops.routers import Route
 
-pytestmark = pytest.mark.hf
+pytestmark = [pytest.mark.hf, pytest.mark.usefixtures("frozen_heap")]
 
 families = pytest.mark.parametrize("family", list(tiny.MODELS))
 QUICK: dict[str, Any] = {"runs": 1, "warmup": 0, "new_tokens": 1, "device": "h200"}
@@ -152,7 +155,8 @@ def test_a_slow_pipeline_is_slower_and_the_overhead_is_its_own(routed: bool) -> 
     scorer = Ticking(clock, 5.0)
     pipeline = Pipeline(layers=Route(scorer, 0.5)) if routed else prune(scorer)
     asked = LAYERS if routed else 1
-    found = measure(model, inputs_of("llava"), pipeline, runs=6, warmup=1, new_tokens=1, timer=clock)
+    options: dict[str, Any] = {"runs": 6, "warmup": 1, "timer": clock}
+    found = measure(model, inputs_of("llava"), pipeline, **QUICK | options)
     full, slow = found.rows
     assert full.ttft.median == 1.0
     assert slow.ttft.median == 1.0 + 5.0 * asked
@@ -199,8 +203,15 @@ def test_a_model_that_never_ran_can_be_measured_twice() -> None:
     assert len(model(**inputs_of("llava"), output_hidden_states=True).hidden_states) == 4
 
 
-@pytest.mark.parametrize("at", [2, 4, 5, 7])
-@pytest.mark.parametrize("error", [RuntimeError("broken"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("at", "error"),
+    [
+        (2, RuntimeError("broken")),
+        (4, KeyboardInterrupt()),
+        (5, RuntimeError("broken")),
+        (7, KeyboardInterrupt()),
+    ],
+)
 def test_the_model_is_untouched_after_an_error(at: int, error: BaseException) -> None:
     """Whether it breaks while looking, timing, generating or timing the stages; attaching asks once, too."""
     model, clock = tiny.qwen().train(), Clock()
@@ -233,7 +244,9 @@ def test_json_and_table() -> None:
     assert row["pipeline"] == repr(recipes.random(4))
     assert row["kv_bytes"] == found["pipeline"].kv_bytes
     assert row["limit"]["device"] == "h200"
-    assert row["verdict"] in ("faster", "slower", "no difference")
+    assert row["verdict"] == "too few runs to tell"
+    assert "random" not in found.table()
+    assert "pipeline: too few runs to tell:" in found.table()
     table = found.table()
     for words in (
         "tokens",
@@ -259,20 +272,27 @@ def test_several_images_and_left_padding() -> None:
     assert found["pipeline"].tokens_per_layer[0] > found["pipeline"].tokens_per_layer[1]
 
 
-def refused(changes: dict[str, Any], expected: str, **options: Any) -> None:
-    model, inputs = tiny.llava(), inputs_of("llava")
-    given = {"model": model, "inputs": inputs, "pipeline": recipes.random(0.5)} | changes
+def refused(changes: dict[str, Any], expected: str) -> None:
+    """Before anything ran, and with nothing changed."""
+    model, inputs, clock = tiny.llava(), inputs_of("llava"), Clock()
+    tower_runs: list[None] = []
+    model.model.vision_tower.register_forward_hook(lambda *_: tower_runs.append(None))
+    given = {"model": model, "inputs": inputs, "pipeline": recipes.random(0.5), "timer": clock}
     before = state_of(model)
-    with pytest.raises(TokenOpsError, match=expected):
-        measure(given["model"], given["inputs"], given["pipeline"], **QUICK | options)
+    with pytest.raises(TokenOpsError, match=expected) as caught:
+        measure(**QUICK | given | changes)
     assert same(before, state_of(model))
+    assert clock.started == len(tower_runs) == 0
+    assert len(str(caught.value)) < 400
 
 
 def test_refusals() -> None:
     inputs = inputs_of("llava")
     text = {"input_ids": torch.randint(3, 80, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
     refused({"inputs": text}, "images or videos, got text only: nothing to select")
-    refused({"inputs": inputs | {"labels": inputs["input_ids"]}}, "labels")
+    options = {"use_cache": False, "logits_to_keep": 0, "max_new_tokens": 2, "num_beams": 1, "streamer": None}
+    for name, value in {"labels": inputs["input_ids"], **options}.items():
+        refused({"inputs": inputs | {name: value}}, f"a prompt without options, got {name}")
     refused({"inputs": inputs["input_ids"]}, "inputs of generate")
     refused({"inputs": {"pixel_values": inputs["pixel_values"]}}, "input_ids among them")
     refused({"inputs": {n: t.to("meta") for n, t in inputs.items()}}, "on the model's device, cpu")
@@ -280,17 +300,58 @@ def test_refusals() -> None:
     refused({"pipeline": {}}, "at least one")
     refused({"pipeline": {FULL: Pipeline()}}, "other than 'full'")
     refused({"model": torch.nn.Linear(1, 1)}, "known family")
-    refused({"model": torch.compile(tiny.llava())}, "not compiled")
     for name, value in {"runs": 0, "warmup": -1, "new_tokens": True}.items():
-        refused({}, f"{name} as an int", **{name: value})
-    refused({}, "a timer among", timer="sundial")
-    refused({}, "'cuda' for CUDA models", timer="cuda")
+        refused({name: value}, f"{name} as an int")
+    refused({"timer": "sundial"}, "a timer among")
+    refused({"timer": "cuda"}, "'cuda' for CUDA models")
+    refused({"device": "tpu"}, "measure: a Device or one of h200")
+    refused({"device": ["h200"]}, "measure: a Device or one of h200")
+    refused({"family": "llava"}, "a known family .* got 'llava'")
+    refused({"step": 3}, "step as a function, got 3")
 
 
-def test_compiled_inside_is_refused() -> None:
+def test_compiled_is_refused_also_inside() -> None:
     model = tiny.llava()
+    refused({"model": torch.compile(model)}, "not compiled")
     model.model.language_model.compile()
     refused({"model": model}, "not compiled")
+
+
+def test_the_collector_is_as_before() -> None:
+    """What the caller froze is frozen afterwards, and nothing else."""
+    frozen = gc.get_freeze_count()
+    assert frozen, "by the fixture"
+    later = [[] for _ in range(10_000)]
+    with quiet_collector():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() <= frozen
+    gc.unfreeze()
+    with quiet_collector():
+        assert not gc.isenabled()
+    assert gc.get_freeze_count() == 0
+    del later
+
+
+def test_garbage_of_a_round_is_collected_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a contender leaves in a cycle must not pile up while the collector is off."""
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+
+    class Node:
+        def __init__(self) -> None:
+            self.me = self
+
+    def leave(*_: Any) -> None:
+        nonlocal most
+        alive.append(weakref.ref(Node()))
+        most = max(most, sum(node() is not None for node in alive))
+
+    model = tiny.llava()
+    model.model.vision_tower.register_forward_hook(leave)
+    measure(model, inputs_of("llava"), recipes.random(4), **QUICK | {"runs": 4})
+    assert len(alive) > 2 * 4
+    assert most <= 4 + 2, "the stages' runs and the first look are not tidied"
 
 
 def test_an_attached_model_is_refused() -> None:

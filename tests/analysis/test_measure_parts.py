@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 import torch
 
 from tokenops import TokenOpsError
+from tokenops.analysis import measure, report
 from tokenops.analysis.measure import FULL, Limit, Measurement, Ratio, Row, Spread, memory, timing
 from tokenops.analysis.measure.limits import device_name
 from tokenops.analysis.measure.table import verdict
+
+pytestmark = pytest.mark.usefixtures("frozen_heap")
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 9, 12])
@@ -38,6 +42,21 @@ def test_ratio_pairs_rounds() -> None:
         Ratio.paired([1.0], [])
     with pytest.raises(ValueError):
         Ratio.paired([], [])
+
+
+@pytest.mark.parametrize("n", range(1, 10))
+def test_no_verdict_without_evidence(n: int) -> None:
+    """Not even where every round says the same: below six rounds that is no rare chance."""
+    for factor, expected in ((1.01, "faster"), (0.99, "slower"), (1.0, "no difference")):
+        ratio = Ratio.paired([factor] * n, [1.0] * n)
+        assert ratio.verdict == (expected if n >= 6 else "too few runs to tell")
+        assert (ratio.confidence >= 0.95) == (n >= 6)
+
+
+@pytest.mark.parametrize("function", [measure, report])
+def test_runs_by_default_are_enough(function: Any) -> None:
+    runs = inspect.signature(function).parameters["runs"].default
+    assert Ratio.paired([2.0] * runs, [1.0] * runs).verdict == "faster"
 
 
 def test_spread_of_one_value() -> None:
@@ -157,8 +176,8 @@ def test_timers_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         timing.timer_for(torch.device("meta"))
 
 
-def row(low: float, median: float, high: float, limit: Limit | None = None) -> Row:
-    ratio = Ratio(median, low, high, 0.96)
+def row(low: float, median: float, high: float, limit: Limit | None = None, confidence: float = 0.96) -> Row:
+    ratio = Ratio(median, low, high, confidence)
     times = Spread((0.001, 0.002))
     return Row("a", "A()", times, times, ratio, ratio, times, 2**20, None, "no profiler", (3.0, 1.0), limit)
 
@@ -167,10 +186,12 @@ def test_verdicts_say_it_plainly() -> None:
     assert "faster here" in verdict(row(1.1, 1.5, 1.6))
     assert "does not help here, it is slower" in verdict(row(0.5, 0.6, 0.9))
     assert "does not help here, no difference" in verdict(row(0.9, 1.2, 1.3))
+    said = verdict(row(1.1, 1.5, 1.6, confidence=0.9375))
+    assert said == "a: too few runs to tell: 1.50x [1.10, 1.60] at 94%.", "nothing about decoding either"
     limit = Limit(2.0, 2.5, 300, "h200", "not counted: mine")
     said = verdict(row(1.1, 1.5, 1.6, limit))
     for words in (
-        "Limit on h200: 2.00x",
+        "Estimated limit on h200: 2.00x",
         "below 300 visual tokens",
         "Not counted: mine",
         "Decoding is faster",

@@ -62,7 +62,6 @@ def test_bad_configs(tmp_path: Path) -> None:
         "{": "JSON in",
         "[]": "with a model_type",
         '{"model_type": "nothing-like-it"}': "to be a config",
-        '{"model_type": "llama"}': "image-text model",
         '{"model_type": "llava", "image_seq_length": "many"}': "to be a config",
     }.items():
         file.write_text(text)
@@ -75,6 +74,14 @@ def test_bad_configs(tmp_path: Path) -> None:
             config_of("llava-1.5-7b", layers)
     with pytest.raises(TokenOpsError, match="from_pretrained"):
         trained_model(tmp_path / "nowhere", **CPU)
+
+
+@pytest.mark.slow
+def test_a_config_of_no_image_text_model(tmp_path: Path) -> None:
+    """Slow: what transformers says then names every model it has, and imports them all."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(TokenOpsError, match="image-text model"):
+        random_model(tmp_path, **CPU)
 
 
 def test_a_trained_model_can_be_shortened() -> None:

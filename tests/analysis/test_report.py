@@ -335,6 +335,10 @@ def test_time_and_work(monkeypatch: pytest.MonkeyPatch) -> None:
     assert few["cost"]["flops"] < full["cost"]["flops"]
     assert [a < b for a, b in zip(few["cost"]["layers"], full["cost"]["layers"], strict=True)] == [True] * 3
     assert page.data["timing"]["runs"] == 1
+    assert few["time"]["speedup"]["verdict"] == TOO_FEW
+    script = re.search(r"<script>.*</script>", page.html(), re.DOTALL)
+    assert script is not None
+    assert f'"{TOO_FEW}"' in script[0], "what the note under the table goes by"
 
 
 def test_work_that_cannot_be_counted_has_a_reason() -> None:
@@ -372,6 +376,9 @@ def test_the_example_writes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ({"runs": -1}, "runs as an int >= 0"),
         ({"new_tokens": True}, "new_tokens as an int >= 1"),
         ({"videos": [[kit.picture(16, 16)]]}, "a processor with a video processor"),
+        ({"device": "tpu"}, "report: a Device or one of h200"),
+        ({"family": "llava"}, "got 'llava'"),
+        ({"step": 3}, "step as a function"),
     ],
 )
 def test_refusals(change: dict[str, Any], said: str) -> None:
@@ -394,7 +401,5 @@ def test_the_model_is_as_before_and_can_be_asked_again() -> None:
     """A fresh model: its first forward adds hooks, which go together with what says that they are there."""
     model, processor, images, first = made("llava", {"a": recipes.random(0.5)})
     assert not model.training
-    again = report(
-        model, processor, images, kit.QUESTION, {"a": recipes.random(0.5)}, runs=0, new_tokens=3
-    )
+    again = report(model, processor, images, kit.QUESTION, {"a": recipes.random(0.5)}, runs=0, new_tokens=3)
     assert again.data == first.data

@@ -251,3 +251,24 @@ def test_compiled(which: str) -> None:
         compiled = torch.compile(model, backend="aot_eager", dynamic=False)
         ref.close(ref.real(inputs, compiled(**inputs).logits), ref.real(inputs, want))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_compiled_in_one_graph(padded: bool) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    packed.register_attention()
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    config: Any = LlamaConfig(**small, num_attention_heads=4, num_key_value_heads=2, vocab_size=50)
+    config._attn_implementation = "tokenops"
+    model = LlamaForCausalLM(config).eval()
+    ids = torch.randint(3, 50, (3, 7))
+    mask = torch.tensor([[1] * 7, [0] * 3 + [1] * 4, [0] * 2 + [1] * 5])
+    call = {"input_ids": ids, "attention_mask": mask if padded else None}
+    with torch.no_grad():
+        want = model(**call).logits
+        got = torch.compile(model, backend="eager", fullgraph=True)(**call).logits
+    torch._dynamo.reset()
+    ref.close(got[mask.bool()], want[mask.bool()])

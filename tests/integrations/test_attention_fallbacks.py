@@ -44,7 +44,8 @@ def text_models(name: str, **config: Any) -> tuple[Any, Any]:
 
     register_attention()
     torch.manual_seed(0)
-    made = getattr(transformers, f"{name}Config")(**SMALL | config, attn_implementation="eager")
+    kind = getattr(transformers, f"{name}TextConfig", None) or getattr(transformers, f"{name}Config")
+    made = kind(**SMALL | config, attn_implementation="eager")
     eager = getattr(transformers, f"{name}ForCausalLM")(made).eval()
     model = copy.deepcopy(eager)
     model.set_attn_implementation("tokenops")
@@ -180,6 +181,104 @@ def test_the_soft_mask_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     ref.close(loss, want)
     ref.close(gradient, expected)
     assert bool(gradient.abs().sum() > 0)
+
+
+SPARSE: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 16,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "index_n_heads": 2,
+    "index_head_dim": 16,
+    "index_topk": 4,
+}
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
+def test_sparse_attention_is_refused(mask: Tensor | None) -> None:
+    """The indexer's choice of 4 among 12 keys reaches the mask under sdpa and eager alone."""
+    model, _ = text_models("DeepseekV32", **SPARSE)
+    with pytest.raises(TokenOpsError, match="sparse attention.*use sdpa, got indices"):
+        model(input_ids=IDS, attention_mask=mask)
+
+
+@pytest.mark.parametrize("name", ["indices", "block_indices"])
+def test_chosen_keys_are_refused_before_anything_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    packs = Packs(monkeypatch)
+    options: dict[str, Any] = {name: torch.zeros(2, 4, 2, dtype=torch.int)}
+    for mask in (None, Packing(torch.tensor([[False, True, True, True]] * 2), 4)):
+        with pytest.raises(TokenOpsError, match=f"use sdpa, got {name}"):
+            packed_attention(Module(), *heads(), mask, **options)
+    assert not packs.calls
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", ["Bloom", "CodeGen"])
+def test_models_with_an_attention_of_their_own_are_refused(name: str, padded: bool) -> None:
+    """Without a mask written out theirs would not even be causal."""
+    import transformers
+
+    register_attention()
+    small = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 50, "rotary_dim": 4}
+    config = getattr(transformers, f"{name}Config")(**small, attn_implementation="tokenops")
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    with pytest.raises(TokenOpsError, match=f"registry.*got {name}Config"):
+        model(input_ids=IDS, attention_mask=MASK if padded else None)
+
+
+def siglip2(head: bool) -> Any:
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel
+
+    register_attention()
+    torch.manual_seed(0)
+    small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    more: dict[str, Any] = {"num_attention_heads": 4, "num_patches": 16, "patch_size": 4}
+    return Siglip2VisionModel(Siglip2VisionConfig(**small, **more, vision_use_head=head)).eval()
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_model_that_computes_with_its_mask_is_refused(head: bool) -> None:
+    """The pooling head of SigLIP 2 repeats the mask; the encoder alone hands it on."""
+    model, mask = siglip2(head), torch.tensor([[1] * 12 + [0] * 4, [1] * 16])
+    call = {
+        "pixel_values": torch.randn(2, 16, 48),
+        "pixel_attention_mask": mask,
+        "spatial_shapes": torch.tensor([[3, 4], [4, 4]]),
+    }
+    with torch.no_grad():
+        want = model(**call).last_hidden_state
+        model.set_attn_implementation("tokenops")
+        if head:
+            with pytest.raises(TokenOpsError, match="use sdpa for this one, got mask.repeat"):
+                model(**call)
+        else:
+            ref.close(model(**call).last_hidden_state[mask.bool()], want[mask.bool()])
+
+
+@pytest.mark.filterwarnings("ignore::tokenops.TokenOpsWarning")
+@pytest.mark.parametrize("keep", [0, 1, 3])
+@pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
+def test_layers_that_see_only_the_newest_queries(keep: int, mask: Tensor | None) -> None:
+    """Gemma 4 cuts queries and mask before the layers that share keys."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    model, eager = text_models(
+        "Gemma4", num_hidden_layers=4, layer_types=kinds, num_kv_shared_layers=2, global_head_dim=8,
+        vocab_size_per_layer_input=50, hidden_size_per_layer_input=8,
+    )  # fmt: skip
+    with torch.no_grad():
+        got, want = (
+            m(input_ids=IDS, attention_mask=mask, logits_to_keep=keep).logits[:, -max(1, keep) :]
+            for m in (model, eager)
+        )
+    ref.close(got, want)
 
 
 class Module(torch.nn.Module):

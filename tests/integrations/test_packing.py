@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from tokenops.errors import TokenOpsError
 from tokenops.integrations.packing import Packing
 from tokenops.kernels.attention import attention
 
@@ -83,3 +88,33 @@ def test_nothing_is_taken_out_where_nothing_hides() -> None:
     assert packing.pack(q, key, value)[0].data_ptr() == q.data_ptr()
     assert packing.segments.queries == (3, 3)
     assert packing.segments.keys == (5, 5)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda m: m.repeat(1, 4, 1, 1),
+        lambda m: m.dtype,
+        lambda m: m == 0,
+        lambda m: m != 0,
+        lambda m: ~m,
+        lambda m: torch.ones(2, 1, 2, 3) + m,
+        lambda m: torch.ones(2, 1, 2, 3).masked_fill(m, 0.0),
+        lambda m: torch.where(m, 0.0, 1.0),
+        lambda m: torch.cat([m, m]),
+    ],
+)
+def test_computing_with_it_is_refused(use: Any) -> None:
+    with pytest.raises(TokenOpsError, match="use sdpa for this one"):
+        use(Packing(torch.tensor([[False, True, True]] * 2), 2))
+
+
+def test_handing_it_on_and_cutting_it() -> None:
+    packing = Packing(torch.tensor([[False, True, True]] * 2), 2)
+    assert torch.equal(packing[:, :, -1:, :], packing.dense[:, :, -1:, :])
+    assert not hasattr(packing, "to")
+    assert packing == packing
+    assert copy.deepcopy(packing).segments == packing.segments
+    with pytest.raises(TokenOpsError) as raised:
+        packing.shape  # noqa: B018
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)

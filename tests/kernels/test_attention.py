@@ -193,7 +193,9 @@ def test_compiles_without_a_break() -> None:
     segments = Segments.of([3, 5, 2], keys=[3, 5, 0])
     q, k, v = torch.randn(10, 4, 8), torch.randn(8, 2, 8), torch.randn(8, 2, 8)
     compiled = torch.compile(attention, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(q, k, v, segments, causal=True), attention(q, k, v, segments, causal=True))
+    for scale in (None, 0.5):
+        out = attention(q, k, v, segments, causal=True, scale=scale)
+        assert torch.equal(compiled(q, k, v, segments, causal=True, scale=scale), out)
 
 
 def test_runs_on_meta_tensors() -> None:

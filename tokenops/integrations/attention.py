@@ -18,6 +18,7 @@ NAME = "tokenops"
 _WHY = "_tokenops_why"
 _FIXED = "a cache of fixed size, or queries that are not the newest keys"
 _told: set[str] = set()
+_own: dict[type, bool] = {}
 
 # what changes the attention beyond a mask; the model's own eager attention knows how
 _BEYOND = {
@@ -114,15 +115,16 @@ def packed_mask(**arguments: Any) -> Packing | Tensor | None:
 @torch.compiler.assume_constant_result
 def _own_attention(config: type) -> bool:
     """Whether a module beside this configuration makes masks for an attention that cannot be replaced."""
-    package = config.__module__.rpartition(".")[0] + ".modeling_"
-    for name, module in list(sys.modules.items()):
-        there = vars(module) if name.startswith(package) else {}
-        if "ALL_ATTENTION_FUNCTIONS" in there or not any(maker in there for maker in _MAKERS):
-            continue
-        own = (kind for kind in there.values() if getattr(kind, "__module__", "") == name)
-        if any(isinstance(kind, type) and "Attention" in kind.__name__ for kind in own):
-            return True
-    return False
+    if config not in _own:
+        beside = config.__module__.rpartition(".")[0] + ".modeling_"
+        modules = [(name, vars(m)) for name, m in list(sys.modules.items()) if name.startswith(beside)]
+        _own[config] = any(
+            "ALL_ATTENTION_FUNCTIONS" not in there
+            and any(maker in there for maker in _MAKERS)
+            and any("Attention" in k and getattr(v, "__module__", "") == name for k, v in there.items())
+            for name, there in modules
+        )
+    return _own[config]
 
 
 def _causal(arguments: dict[str, Any]) -> bool:

@@ -50,8 +50,8 @@ def cost(
     Args:
         model_or_config: a transformers model or its config: LLaVA, LLaVA-NeXT, Qwen2.5-VL.
         tokens: visual tokens that reach the language model: an int for one image, or a list with an int or a
-            size for every image, see :func:`~tokenops.analysis.cost.images.images_of`. ``0`` and ``[]`` mean no
-            image.
+            size for every image, see :func:`~tokenops.analysis.cost.images.images_of`. ``0`` and ``[]``
+            mean no image.
         pipeline: what to attach; None for the model as it is.
         text: all other tokens of a row.
         batch: rows.

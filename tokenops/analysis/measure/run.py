@@ -69,6 +69,7 @@ class Bench:
 
     def look(self, name: str) -> Look:
         """Tokens, and bytes of the cache and at the peak."""
+        tidy()
         with self.running(name) as handle:
             peak, (_, cache) = peak_bytes(self.prefill, self.device)
             tokens = () if handle is None else handle.tokens_per_layer
@@ -144,22 +145,20 @@ class Times:
 
 @contextmanager
 def quiet_collector() -> Iterator[None]:
-    """Garbage is collected when asked for, and quickly: what is there already is left out of it.
-
-    Where somebody froze objects already, nothing is added to them: no call could take that back.
-    """
-    collecting, freezing = gc.isenabled(), not gc.get_freeze_count()
-    gc.collect()
-    if freezing:
-        gc.freeze()
+    """Garbage is collected now, and then only when :func:`tidy` is called."""
+    collecting = gc.isenabled()
     gc.disable()
+    gc.collect()
     try:
         yield
     finally:
         if collecting:
             gc.enable()
-        if freezing:
-            gc.unfreeze()
+
+
+def tidy() -> None:
+    """Collect what became garbage among the objects made since the last time, which is quick."""
+    gc.collect(1)
 
 
 def take_times(bench: Bench, warmup: int, runs: int, step: Callable[[], None]) -> dict[str, Times]:
@@ -167,8 +166,8 @@ def take_times(bench: Bench, warmup: int, runs: int, step: Callable[[], None]) -
     times = {name: Times([], [], []) for name in bench.contenders}
     names = list(times)
     for number, name in interleaved(names, warmup + runs):
+        tidy()
         with bench.running(name):
-            gc.collect()
             ttft = bench.first_token()
             decode = bench.decode() if bench.new_tokens > 1 else None
         if number >= warmup:
