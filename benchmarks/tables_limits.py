@@ -26,24 +26,32 @@ def limits() -> str:
     return markdown(["visual tokens", "method", *(f"{100 * k:g} %" for k in KEEPS)], body)
 
 
-def limits_prune() -> str:
-    """Limits of pruning, and the number of tokens below which it cannot help."""
-    result = read("limits")
-    ours = ("h200", "prune", "float32")
-    rows = [r for r in result["limits"] if (r["device"], r["method"], r["scoring"]) == ours]
-    found: dict[tuple[str, int], dict[float, str]] = {}
-    for row in rows:
-        found.setdefault((row["model"], row["tokens"]), {})[row["keep"]] = f"{row['time']:.1f}×"
-    even = {
-        row["model"]: row["tokens"]
-        for row in result["break_even"]
-        if (row["device"], row["launches"], row["method"], row["keep"]) == ("h200", "eager", "prune", 0.2)
-    }
+def limits_short() -> str:
+    """Limits of pruning and of routing, for README."""
+    rows = [r for r in read("limits")["limits"] if r["device"] == "h200" and r["scoring"] == "float32"]
+    found = {(r["model"], r["tokens"], r["method"], r["keep"]): f"{r['time']:.1f}×" for r in rows}
+    models = list(dict.fromkeys((r["model"], r["tokens"]) for r in rows))
+    named = {"prune": "prune", "skip": "ALVTS"}
     body = [
-        [f"{model}, {n:,} visual tokens", *(cells[k] for k in KEEPS), str(even.get(model, "–"))]
-        for (model, n), cells in found.items()
+        [f"{model}, {n:,}", *(found[model, n, method, keep] for method in named for keep in KEEPS)]
+        for model, n in models
     ]
-    return markdown(["limit at keep", *(f"{100 * k:g} %" for k in KEEPS), "break-even at 20 %"], body)
+    head = [f"{name}, {100 * keep:g} %" for name in named.values() for keep in KEEPS]
+    return markdown(["visual tokens", *head], body)
+
+
+def break_even() -> str:
+    """Visual tokens below which a method cannot help on an H200."""
+    rows = [r for r in read("limits")["break_even"] if (r["device"], r["keep"]) == ("h200", 0.2)]
+    found = {(r["model"], r["method"], r["launches"]): r["tokens"] for r in rows}
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    named = {"prune": "prune", "fastv": "FastV", "skip": "ALVTS, rank 256"}
+    body = []
+    for method, name in named.items():
+        for launches, how in (("eager", "eager"), ("compiled", "launches for nothing")):
+            cells = [found[model, method, launches] for model in models]
+            body.append([f"{name}, {how}", *("never" if n is None else f"{n:,}" for n in cells)])
+    return markdown(["break-even at keep 20 %", *models], body)
 
 
 def ragged_attention() -> str:
@@ -87,4 +95,4 @@ def compiled_routing() -> str:
     return share + where(result["machine"]) + markdown(["times faster", *pairs], body)
 
 
-TABLES = (compiled_routing, limits, limits_prune, ragged_attention, timm_routing)
+TABLES = (compiled_routing, limits, limits_short, break_even, ragged_attention, timm_routing)

@@ -14,7 +14,7 @@ def where(settings: dict[str, Any]) -> str:
 
 def percent(values: list[float]) -> str:
     """Median, and quartiles in brackets."""
-    low, middle, high = (f"{100 * value:+.1f}" for value in values)
+    low, middle, high = (f"{100 * value:+.2f}" for value in values)
     return f"{middle} % [{low}, {high}]"
 
 

@@ -37,3 +37,12 @@ def test_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tables_are_up_to_date() -> None:
     script = ROOT / "benchmarks" / "tables.py"
     assert subprocess.run([sys.executable, str(script), "--check"], check=False).returncode == 0
+
+
+def test_the_support_table_is_that_of_the_site() -> None:
+    head = "| | LLaVA-1.5 |"
+    tables = [
+        (ROOT / page).read_text().partition(head)[2].partition("\n\n")[0]
+        for page in ("README.md", "docs/support.md")
+    ]
+    assert tables[0] == tables[1] != ""

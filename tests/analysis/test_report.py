@@ -25,6 +25,7 @@ from PIL import Image
 from tokenops import Pipeline, Prune, attach, recipes
 from tokenops.analysis import Report, report
 from tokenops.analysis.measure import measuring
+from tokenops.analysis.measure.statistics import TOO_FEW
 from tokenops.analysis.report import asking, gather, record
 from tokenops.analysis.report.views import Shown, views
 from tokenops.errors import TokenOpsError

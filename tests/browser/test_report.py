@@ -66,6 +66,12 @@ def page(browser: Any, pages: dict[str, tuple[Path, Any]], request: pytest.Fixtu
     assert not wrong
 
 
+def test_one_round_tells_nothing(page: Any) -> None:
+    said = page.locator("#notes").inner_text()
+    assert "In brackets, the smallest and the largest: too few runs to tell" in said
+    assert " 0 %" not in said
+
+
 def set_to(page: Any, slider: str, value: int) -> None:
     page.locator(slider).evaluate(
         "(e, v) => { e.value = v; e.dispatchEvent(new Event('input')) }", str(value)

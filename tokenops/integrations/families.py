@@ -142,11 +142,12 @@ def find_parts(model: Any, family: Family | None = None) -> Parts:
     """
     model = unwrap(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    family = FAMILIES.get(kind, kind) if family is None else family
+    family = FAMILIES.get(kind) if family is None else family
     if not isinstance(family, Family):
         fields = "name, layout, features, tokens, base, language_model, vision_tower, layers"
         known = ", ".join(sorted(FAMILIES))
-        raise TokenOpsError("attach", f"a known family ({known}) or family=Family({fields})", repr(family))
+        expected = f"a known family ({known}) or family=Family({fields})"
+        raise TokenOpsError("attach", expected, repr(family or kind))
     try:
         base = attrgetter(family.base)(model) if _has(model, family.base) else model
         language_model = attrgetter(family.language_model)(base)

@@ -63,8 +63,8 @@ def report(
 
     Raises:
         TokenOpsError: no image and no video, no pipeline, a bad number, an unknown device, a ``step`` that
-            cannot be called, inputs the processor does not take, and whatever :func:`tokenops.attach` refuses.
-            The model is as before then, as it is afterwards.
+            cannot be called, inputs the processor does not take, and whatever :func:`tokenops.attach`
+            refuses. The model is as before then, as it is afterwards.
 
     >>> from tokenops import pocket, recipes
     >>> model, processor = pocket.load()
