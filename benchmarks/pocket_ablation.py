@@ -1,9 +1,11 @@
-"""Which way of training the scorer gives the best *hard* selection: gates × curricula × relaxations.
+r"""Which way of training the scorer gives the best *hard* selection: gates × curricula × relaxations.
 
-    python benchmarks/pocket_ablation.py --steps 300 --out benchmarks/results/pocket_ablation.json
+    python benchmarks/pocket_ablation.py --steps 200 --scenes 40 \
+        --out benchmarks/results/pocket_ablation.json
 
-Every scorer is trained from the same seed on the same training scenes and judged on held-out scenes with
-tokens really dropped. "straight-through" uses the hard mask forward and the soft mask backward.
+Every scorer is trained once, from the same seed on the same training scenes, and judged on the same held-out
+questions with tokens really dropped. "straight-through" uses the hard mask forward and the soft mask
+backward.
 """
 
 from __future__ import annotations
@@ -81,6 +83,7 @@ def main() -> None:
         rows.append(row)
         print(f"{row} in {time.perf_counter() - start:.0f} s", flush=True)
     settings = {"steps": options.steps, "batch": options.batch, "scenes": options.scenes, "keeps": KEEPS}
+    settings |= {"questions": sum(len(scene.questions()) for scene in scenes), "seeds": 1}
     settings |= {"torch": torch.__version__, "machine": f"{platform.machine()} CPU"}
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

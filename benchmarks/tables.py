@@ -20,7 +20,9 @@ import tables_routing as routing
 import tables_speed as speed
 from tables_kit import ROOT, markdown, read
 
-TUTORIALS = ("docs/tutorials/train-visionselector.md", "docs/tutorials/hybrid.md")
+TUTORIALS = tuple(
+    f"docs/tutorials/{page}.md" for page in ("attention", "hybrid", "timm", "train-visionselector")
+)
 PAGES = ("README.md", "docs/relaxations.md", "docs/choose.md", "docs/results.md", *TUTORIALS)
 BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -64,7 +66,8 @@ def gains() -> str:
 def ablation() -> str:
     """Hard held-out accuracy of scorers trained in different ways."""
     result = read("pocket_ablation")
-    keeps = result["settings"]["keeps"]
+    settings = result["settings"]
+    keeps, seeds = settings["keeps"], settings["seeds"]
     body = [
         [row["gate"], row["curriculum"], row["relaxation"]]
         + [f"{100 * row['accuracy'][str(keep)]:.1f}" for keep in keeps]
@@ -72,7 +75,9 @@ def ablation() -> str:
         for row in result["rows"]
     ]
     header = ["gate", "curriculum", "relaxation", *(f"{100 * k:g} %" for k in keeps), "soft–hard gap"]
-    return markdown(header, body)
+    what = f"accuracy in % of {settings['questions']} held-out questions, {seeds} seed{'s' * (seeds > 1)}; "
+    how = f"{settings['steps']} steps with {settings['batch']} questions each\n\n"
+    return what + how + markdown(header, body)
 
 
 def decode() -> str:

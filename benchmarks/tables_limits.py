@@ -68,6 +68,21 @@ def ragged_attention() -> str:
     return where(result["settings"]) + markdown(head, body)
 
 
+def ragged_forms() -> str:
+    """The forms side by side, as many heads of keys as of queries."""
+    result = read("ragged_attention")
+    forms = ("segments incl. packing", "padded", "packed mask", "padded right, is_causal")
+    found: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        if row["kv_heads"] == result["settings"]["heads"]:
+            what = f"up to {row['longest']:,} tokens{', causal' * row['causal']}"
+            what += ", forward" + " + backward" * row["backward"]
+            cell = f"{row['ratio'][1]:.2f}× ({row['pairs']:.2f}×)"
+            found.setdefault(what, {})[row["form"]] = cell
+    body = [[what, *(cells.get(form, "–") for form in forms)] for what, cells in found.items()]
+    return where(result["settings"]) + markdown(["time (pairs) over segments", *forms], body)
+
+
 def timm_routing() -> str:
     """A routed vision transformer: measured and counted."""
     result = read("timm_routing")
@@ -95,4 +110,4 @@ def compiled_routing() -> str:
     return share + where(result["machine"]) + markdown(["times faster", *pairs], body)
 
 
-TABLES = (compiled_routing, limits, limits_short, break_even, ragged_attention, timm_routing)
+TABLES = (compiled_routing, limits, limits_short, break_even, ragged_attention, ragged_forms, timm_routing)

@@ -56,25 +56,28 @@ def sheet(rows: int, columns: int, width: float, height: float, **options: Any) 
 def masks() -> Figure:
     """The mask of each member at four temperatures."""
     x = scores()
-    figure, axes = sheet(1, len(COLOURS), 12, 2.9, sharey=True)
-    for axis, name in zip(axes[0], COLOURS, strict=True):
+    figure, axes = sheet(3, 2, 5.0, 6.2, sharex=True, sharey=True)
+    *panels, corner = axes.flat
+    for axis, name in zip(panels, COLOURS, strict=True):
         axis.step(range(N), hard_topk(x, K).float(), where="mid", color=FAINT, lw=0.8, ls=":")
         for tau, shade in zip(TEMPERATURES, SHADES, strict=True):
             p = soft_topk(x, K, method=name, temperature=tau)
             axis.plot(range(N), p, ".-", ms=3.5, lw=1.3, color=shade, label=f"τ = {tau:g}")
-        axis.set_title(name, fontsize=11, color=INK)
-        axis.set_xlabel("token, best first", fontsize=9, color=FAINT)
-    axes[0][0].set_ylabel(f"mask, sums to {K}", fontsize=9, color=FAINT)
-    axes[0][-1].legend(fontsize=8, frameon=False)
+        axis.set_title(name, fontsize=12, color=INK)
+    corner.set_axis_off()
+    panels[-2].tick_params(labelbottom=True)  # nothing is drawn below it
+    corner.legend(*panels[0].get_legend_handles_labels(), fontsize=11, frameon=False, loc="center")
+    figure.supxlabel("token, best first", fontsize=11, color=FAINT)
+    figure.supylabel(f"mask, sums to {K}", fontsize=11, color=FAINT)
     return figure
 
 
 def jacobians() -> Figure:
     """dp/dx of each member at three temperatures, each panel on its own scale, roots of the entries drawn."""
     x, taus = scores().double(), TEMPERATURES[1:]
-    figure, axes = sheet(len(taus), len(COLOURS), 10.5, 7.0)
-    for line, tau in zip(axes, taus, strict=True):
-        for axis, name in zip(line, COLOURS, strict=True):
+    figure, axes = sheet(len(COLOURS), len(taus), 5.0, 9.0)
+    for column, tau in zip(axes.T, taus, strict=True):
+        for axis, name in zip(column, COLOURS, strict=True):
             jacobian = torch.autograd.functional.jacobian(
                 lambda x, name=name, tau=tau: soft_topk(x, K, method=name, temperature=tau), x
             )
@@ -86,10 +89,10 @@ def jacobians() -> Figure:
             axis.set_yticks([])
             axis.spines[:].set_visible(True)
             axis.spines[:].set_color("#c9c9d1")
-            axis.set_xlabel(f"largest {most:.2g}", fontsize=8, color=FAINT)
-        line[0].set_ylabel(f"τ = {tau:g}", fontsize=10, color=INK)
-    for axis, name in zip(axes[0], COLOURS, strict=True):
-        axis.set_title(name, fontsize=11, color=INK)
+            axis.set_xlabel(f"largest {most:.2g}", fontsize=10, color=FAINT)
+        column[0].set_title(f"τ = {tau:g}", fontsize=12, color=INK)
+    for axis, name in zip(axes[:, 0], COLOURS, strict=True):
+        axis.set_ylabel(name, fontsize=12, color=INK)
     return figure
 
 

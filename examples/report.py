@@ -1,7 +1,9 @@
-"""Which tokens does a method keep, and what does the model then say? One HTML page about one question.
+"""Which tokens does a method keep, and what does the model then say? A page about one question.
 
-python examples/report.py
-python examples/report.py --images photo.jpg --question "What is on the table?" --out table.html
+    python examples/report.py
+    python examples/report.py --images photo.jpg --question "What is on the table?" --out table.html
+
+Runs on the pocket model that ships. For yours, change the lines marked "real".
 """
 
 from __future__ import annotations
@@ -25,16 +27,13 @@ def main() -> None:
     parser.add_argument("--out", default="report.html")
     options = parser.parse_args()
 
-    # for a real model, instead of this line:
-    # model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", device_map="cuda")
-    # processor = AutoProcessor.from_pretrained(name)
+    # real: AutoModelForImageTextToText.from_pretrained(ID, dtype="auto"), AutoProcessor.from_pretrained(ID)
     model, processor = pocket.load()
 
     images = [Image.open(path) for path in options.images] or [pocket.scenes(1, "heldout", seed=0)[0].image]
     pipelines = {
-        "VisionSelector": pocket.visionselector(
-            options.keep
-        ),  # trained; tokenops.load("folder") for your own
+        # real: tokenops.load("folder"), the scorer that you trained
+        "VisionSelector": pocket.visionselector(options.keep),
         "CLS attention": recipes.cls_attention(options.keep),
         "VisionZip": recipes.visionzip(options.keep),
         "DivPrune": recipes.divprune(options.keep),

@@ -80,6 +80,23 @@ def test_an_output_that_is_a_file(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert "a folder to write to" in capsys.readouterr().err
 
 
+@pytest.mark.hf
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc, where permissions tell nothing")
+def test_an_output_where_nothing_can_be_made(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+
+    def started(*_: Any) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("tokenops.demo.run.run", started)
+    assert main(["demo", "--out", "/proc/x"]) == MISUSED
+    heard = capsys.readouterr()
+    assert heard.out == ""
+    assert heard.err == "error: tokenops demo: a folder that may be written to, got /proc\n"
+
+
 def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == DONE
     said = capsys.readouterr().out

@@ -76,7 +76,7 @@ def test_the_pocket_model_by_default(capsys: pytest.CaptureFixture[str], tmp_pat
 @pytest.mark.parametrize("family", list(tiny.MODELS))
 def test_random_weights(family: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(tiny.MODELS[family]().config.to_json_string())
-    size = ["--tokens", "12"] if family == "qwen2_5_vl" else ["--image-size", "30x20"]
+    size = {"qwen2_5_vl": ["--tokens", "12"], "llava_next": ["--image-size", "30x20"]}.get(family, [])
     options = ["--random-weights", str(tmp_path), *size, "--layers", "2", "--batch", "2", "--keep", "4"]
     assert main(["bench", *QUICK, *options]) == DONE
     heard = capsys.readouterr()
@@ -107,19 +107,18 @@ def test_a_saved_pipeline(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
         (["--device", "abacus"], "--device cpu, cuda"),
         (["--device", "cuda:99"], "--device among"),
         (["--random-weights", "llava-9"], "a name among"),
-        (["--image-size", "0x3"], "WIDTHxHEIGHT"),
+        (["--image-size", "0x3"], "WIDTHxHEIGHT in pixels, or one number for a square"),
+        (["--image-size", "300x200"], "--image-size 96x96, the only one of this model"),
         (["--tokens", "145"], "a number that images of this model make (144)"),
         (["--method", "magic"], "a recipe among"),
         (["--keep", "1.5"], "keep must be a ratio"),
         (["--keep", "much"], "--keep as a ratio"),
         (["--method", "random", "--method", "random"], "every contender once"),
         (["--pipeline", "nowhere"], "nowhere"),
-        (["--layers", "5"], "in [1, 4]"),
-        (["--runs", "0"], "runs as an int"),
-        (["--threads", "0"], "--threads"),
-        (["--text", "1"], "text as an int"),
+        (["--layers", "5"], "error: tokenops bench: layers: an int in [1, 4]"),
+        (["--random-weights", "nothing"], "error: tokenops bench: random weights: a config.json"),
         (["--runs", "many"], "--runs"),
-        (["nowhere/at/all"], "from_pretrained"),
+        (["nowhere/at/all"], "error: tokenops bench: model: nowhere/at/all as from_pretrained"),
     ],
 )
 def test_misuse(
@@ -137,6 +136,42 @@ def test_misuse(
     assert "Traceback" not in heard.err
     assert not heard.out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("option", "number"),
+    [
+        ("--runs", "0"),
+        ("--warmup", "-1"),
+        ("--new-tokens", "0"),
+        ("--threads", "0"),
+        ("--text", "1"),
+        ("--batch", "0"),
+        ("--layers", "0"),
+        ("--tokens", "0"),
+        ("--image-size", "0"),
+        ("--image-size", "9x"),
+    ],
+)
+def test_numbers_are_refused_before_a_model_is_loaded(
+    option: str,
+    number: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def loaded(*_: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("tokenops.cli.bench_request.Asked.subject", loaded)
+    assert main(["bench", option, number]) == MISUSED
+    heard = capsys.readouterr()
+    assert option in heard.err
+    assert not heard.out
+
+
+def test_the_size_that_a_model_has_may_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *QUICK, "--threads", "1", "--image-size", "96"]) == DONE
+    assert ", 1 thread, torch" in capsys.readouterr().out
 
 
 def test_an_output_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from tokenops.cli import DONE, INTERRUPTED, MISUSED, main
 from tokenops.cli.records import Examples, Record, read_records
 from tokenops.integrations import attached
 from tokenops.routers import Route
+from tokenops.training import Trainable, calibration
 
 pytestmark = pytest.mark.hf
 QUICK = ["--samples", "4", "--epochs", "1", "--rank", "2", "--device", "cpu"]
@@ -128,8 +129,6 @@ def test_calibrate_with_a_ratio_for_each_layer(tmp_path: Path, capsys: pytest.Ca
 def test_calibrate_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tokenops.training import calibration
-
     fit, calls = calibration._fit_layer, []
 
     def counted(number: int, *arguments: Any) -> Any:
@@ -201,8 +200,6 @@ def test_train_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Interrupted after step 3 of 4, with half a checkpoint: the result is that of one run."""
-    from tokenops.training import Trainable
-
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert trained(folder, data, whole) == DONE
     forward, calls = Trainable.forward, []
@@ -243,6 +240,101 @@ def test_train_the_pocket_model(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert json.loads((out / "report.json").read_text())["lr"] == 3e-3
     with tokenops.attach(pocket.load()[0], tokenops.load(out)):
         pass
+
+
+def left_by(command: str, folder: Path, data: Path, out: Path) -> dict[str, bytes]:
+    """An interrupted run of a command in a folder; the files it left, by name."""
+    if command == "train":
+        with pytest.MonkeyPatch.context() as patched:
+            forward, calls = Trainable.forward, []
+
+            def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+                calls.append(1)
+                if len(calls) == 4:
+                    raise KeyboardInterrupt
+                return forward(self, *args, **kwargs)
+
+            patched.setattr(Trainable, "forward", interrupted)
+            assert trained(folder, data, out) == INTERRUPTED
+    else:
+        with pytest.MonkeyPatch.context() as patched:
+            fit = calibration._fit_layer
+
+            def stopped(number: int, *arguments: Any) -> Any:
+                if number == 1:
+                    raise KeyboardInterrupt
+                return fit(number, *arguments)
+
+            patched.setattr(calibration, "_fit_layer", stopped)
+            given = ["calibrate", str(folder), "--data", str(data), "--out", str(out)]
+            assert main([*given, *QUICK]) == INTERRUPTED
+    return files_of(out)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize(("first", "second"), [("train", "calibrate"), ("calibrate", "train")])
+def test_a_command_leaves_the_unfinished_run_of_another(
+    first: str, second: str, folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    left = left_by(first, folder, data, out)
+    assert len(left) > 2
+    capsys.readouterr()
+    given = [second, str(folder), "--data", str(data), "--device", "cpu", "--out", str(out)]
+    assert main(given) == MISUSED
+    said = capsys.readouterr().err
+    assert f"error: tokenops {second}: the run that is in {out / 'unfinished'}" in said
+    assert said.endswith("got another command\n")
+    assert files_of(out) == left
+
+
+@pytest.mark.parametrize("content", ["mine", "[]", "{", ""])
+@pytest.mark.parametrize("command", ["calibrate", "train"])
+def test_a_folder_that_only_has_the_name_is_left_alone(
+    command: str,
+    content: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A user's own, a file of that name, and notes that are not a run's."""
+    monkeypatch.setattr("tokenops.cli.models.load_model", no_model)
+    mine = tmp_path / "unfinished"
+    if content:
+        mine.mkdir()
+        (mine / ("run.json" if content != "mine" else "novel.txt")).write_text(content)
+    else:
+        mine.write_text("a file")
+    before = files_of(tmp_path)
+    assert main([command, "pocket", "--out", str(tmp_path)]) == MISUSED
+    assert "which is of no run" in capsys.readouterr().err
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("command", ["calibrate", "train"])
+def test_where_nothing_is_done_nothing_is_left(
+    command: str, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Stopped before the first checkpoint or layer: no note that would stand in another run's way."""
+    from tokenops.cli import trainer
+
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "trained", stopped)
+    monkeypatch.setattr("tokenops.training.calibrate", stopped)
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+    few = ["--samples", "2"] if command == "calibrate" else []
+    assert main([command, "pocket", *few, "--out", str(out)]) == INTERRUPTED
+    assert "goes on from there" not in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == ([out] if there else [])
+    assert not there or not list(out.iterdir())
 
 
 def no_model(*_: Any) -> Any:

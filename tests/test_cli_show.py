@@ -77,7 +77,13 @@ def test_arguments_have_defaults_and_text() -> None:
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("fastb", "fastv"), ("learnedscorer2", "LearnedScorer"), ("recipe/TopK", "TopK"), ("zzzz", None)],
+    [
+        ("fastb", "fastv"),
+        ("learnedscorer2", "LearnedScorer"),
+        ("recipe/TopK", "TopK"),
+        ("nope", None),
+        ("zzzz", None),
+    ],
 )
 def test_an_unknown_name(name: str, near: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("show", "cite"):

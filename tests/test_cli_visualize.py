@@ -66,6 +66,18 @@ def test_the_pocket_model_by_default(capsys: pytest.CaptureFixture[str], tmp_pat
     assert {m["code"] is None for m in data["methods"][1:]} == {False}
 
 
+@pytest.mark.parametrize("keep", ["64", "100"])
+def test_a_count_for_every_method(keep: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """64 is the help's own example; half of what enters the layers of the hybrid runs in each, if it can."""
+    assert main(["visualize", "--help"]) == DONE
+    assert "count (64)" in " ".join(capsys.readouterr().out.split())
+    assert main(["visualize", *QUICK, "--keep", keep, "--out", str(tmp_path / "page.html"), "--json"]) == DONE
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert len(rows) == 7
+    assert {sum(row["tokens_per_layer"]) / 4 for name, row in rows.items() if name != "full"} == {int(keep)}
+    assert f"keep={2 * int(keep)}), scope=" in rows["hybrid"]["pipeline"]
+
+
 def test_own_pictures_budgets_and_pipelines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = [tmp_path / name for name in ("a.png", "b.jpg")]
     for path in pictures:
@@ -92,7 +104,6 @@ def test_own_pictures_budgets_and_pipelines(tmp_path: Path, capsys: pytest.Captu
         (["--image", "nowhere.png"], "--image as a file that is there"),
         (["--pipeline", "nowhere"], "--pipeline as a folder that tokenops.save wrote"),
         (["--method", "random", "--method", "random"], "every contender once"),
-        (["--method", "hybrid", "--keep", "20"], "--keep as a ratio for hybrid"),
         (["nowhere"], "MODEL as 'pocket'"),
         (["some/model"], "--image with a model of your own"),
         (["some/model", "--image", __file__, "--method", "visionselector"], "trained visionselector"),

@@ -128,7 +128,8 @@ def test_examples_in_the_tools(module: str) -> None:
 
 
 GOOD = """<h1 id="top">x</h1><a href="#top">a</a><a href="b.html#there">b</a><a href="https://example.org/x">c</a>
-<img src="p.png" alt="a picture"><a href="mailto:a@example.org">d</a><a href="sub/">e</a>"""
+<img src="p.png" alt="a picture"><a href="mailto:a@example.org">d</a><a href="sub/">e</a>
+<p>x | y</p><p></p>| <pre>| a shell</pre><p><code>|</code> joins</p><p><b>a</b> | b</p>"""
 
 
 def site(folder: Path, body: str = "", css: str = "") -> Path:
@@ -158,6 +159,8 @@ def test_a_good_site_passes(tmp_path: Path) -> None:
         ('<img src="p.png">', "", "a.html: no alt text: p.png"),
         ('<img src="p.png" alt=" ">', "", "a.html: no alt text: p.png"),
         ('<img src="gone.png" alt="x">', "", "a.html: img is missing: gone.png"),
+        ("<p>| a | b |\n| --- |</p>", "", "a.html: a broken table: | a | b | | --- |"),
+        ("<ul><li><p>\n| <b>a</b> | b |</p></li></ul>", "", "a.html: a broken table: |"),
         (
             '<script src="https://cdn.example.org/a.js">',
             "",

@@ -1,4 +1,4 @@
-"""Check a built site, offline: links and anchors, pictures and their alt texts, nothing from outside.
+"""Check a built site, offline: links and anchors, alt texts, broken tables, nothing from outside.
 
 python docs/_ext/site_check.py docs/_build/html
 """
@@ -25,12 +25,15 @@ class Page(HTMLParser):
     links: list[str] = field(default_factory=list)
     loads: list[tuple[str, str]] = field(default_factory=list)
     no_alt: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    starts: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Take note of a tag."""
+        self.starts = tag == "p"
         values = {name: value or "" for name, value in attrs}
         self.anchors.update(values[name] for name in ("id", "name") if name in values)
         if tag == "a" and "href" in values:
@@ -39,6 +42,17 @@ class Page(HTMLParser):
             self.loads.append((tag, values[_LOADS[tag]]))
         if tag == "img" and not values.get("alt", "").strip():
             self.no_alt.append(values.get("src", ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        """What follows is not the start of a paragraph."""
+        self.starts = False
+
+    def handle_data(self, data: str) -> None:
+        """A paragraph whose text starts with a bar is a table that was not read as one."""
+        if self.starts and data.strip():
+            self.starts = False
+            if data.lstrip().startswith("|"):
+                self.broken.append(" ".join(data.split()))
 
 
 @cache
@@ -59,6 +73,7 @@ def problems(site: Path) -> list[str]:
     for path in pages:
         page, name = read(path), path.relative_to(site)
         found += [f"{name}: no alt text: {source[:80]}" for source in page.no_alt]
+        found += [f"{name}: a broken table: {text[:80]}" for text in page.broken]
         found += [f"{name}: {said}" for link in page.links if (said := _link(path, link))]
         found += [f"{name}: {said}" for tag, link in page.loads if (said := _load(path, tag, link))]
     for path in sorted(site.rglob("*.css")):
@@ -97,7 +112,8 @@ def _load(path: Path, tag: str, link: str) -> str | None:
 def main(site: Path) -> int:
     """Print what is wrong; 1 if anything is."""
     found = problems(site)
-    print("\n".join(found) or f"{sum(1 for _ in site.rglob('*.html'))} pages: links, anchors, pictures fine")
+    pages = sum(1 for _ in site.rglob("*.html"))
+    print("\n".join(found) or f"{pages} pages: links, anchors, pictures, tables fine")
     return 1 if found else 0
 
 

@@ -55,13 +55,13 @@ def bench(
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Visual tokens of the image, where the model has a choice."),
+        typer.Option(metavar="N", min=1, help="Visual tokens of the image, where the model has a choice."),
     ] = None,
     image_size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Instead: the image's size in pixels.")
+        str | None, typer.Option(metavar="WxH|N", help="Instead: the image's size in pixels, N for a square.")
     ] = None,
-    text: Annotated[int, typer.Option(metavar="N", help="Tokens of text around the image.")] = 64,
-    batch: Annotated[int, typer.Option(metavar="N", help="Prompts at a time.")] = 1,
+    text: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of text around the image.")] = 64,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts at a time.")] = 1,
     dtype: Annotated[
         str | None,
         typer.Option(metavar="D", help="float32, the default on a CPU; bfloat16, on a GPU; float16."),
@@ -70,17 +70,20 @@ def bench(
         str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1; the GPU if there is one.")
     ] = None,
     layers: Annotated[
-        int | None, typer.Option(metavar="N", help="Only the first layers of the language model.")
+        int | None, typer.Option(metavar="N", min=1, help="Only the first layers of the language model.")
     ] = None,
     new_tokens: Annotated[
-        int, typer.Option(metavar="N", help="Tokens to generate; 1 leaves decoding out.")
+        int, typer.Option(metavar="N", min=1, help="Tokens to generate; 1 leaves decoding out.")
     ] = 16,
     runs: Annotated[
-        int, typer.Option(metavar="N", help="Rounds of all contenders; below 6 there is no verdict.")
+        int, typer.Option(metavar="N", min=1, help="Rounds of all contenders; below 6 there is no verdict.")
     ] = 9,
-    warmup: Annotated[int, typer.Option(metavar="N", help="Rounds before them that do not count.")] = 2,
+    warmup: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Rounds before them that do not count.")
+    ] = 2,
     threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Threads on a CPU; with one, processor time is measured.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Threads on a CPU; with one, processor time is measured."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON; everything else goes to stderr.")
@@ -140,8 +143,6 @@ def _set_threads(threads: int | None) -> None:
     import torch
 
     if threads is not None:
-        if threads < 1:
-            raise TokenOpsError(WHO, "--threads as an int >= 1", threads)
         torch.set_num_threads(threads)
 
 

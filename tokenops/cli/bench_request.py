@@ -35,6 +35,8 @@ class Asked:
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 names = [f"--{name}".replace("_", "-").replace("--model", "MODEL") for name in (one, other)]
                 raise TokenOpsError(WHO, f"{names[0]} or {names[1]}", "both")
+        if self.image_size is not None:
+            parse_size(self.image_size)
 
     def subject(self) -> tuple[Any, Any]:
         """The model and, if it has one, its image processor."""
@@ -52,9 +54,13 @@ class Asked:
     def inputs(self, model: Any, processor: Any) -> dict[str, Any]:
         """Random prompts of the size that was asked for."""
         from tokenops.analysis.measure.prompts import default_size, prompt, size_for
+        from tokenops.integrations.families import find_parts
 
         if self.image_size is not None:
             size = parse_size(self.image_size)
+            if find_parts(model).family.name == "llava" and size != (own := default_size(model)):
+                expected = f"--image-size {own[1]}x{own[0]}, the only one of this model, or none"
+                raise TokenOpsError(WHO, expected, self.image_size)
         else:
             size = default_size(model) if self.tokens is None else size_for(model, self.tokens)
         return prompt(model, size, text=self.text, batch=self.batch, processor=processor)
@@ -98,5 +104,7 @@ def parse_size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text)
     width, height = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not width or not height:
-        raise TokenOpsError(WHO, "--image-size as WIDTHxHEIGHT in pixels", repr(text))
+        raise TokenOpsError(
+            WHO, "--image-size as WIDTHxHEIGHT in pixels, or one number for a square", repr(text)
+        )
     return height, width

@@ -15,7 +15,7 @@ import typer
 from tokenops.cli import require
 from tokenops.cli.arguments import MODEL_NEEDS, POCKET, check_dtype, check_model, keep_of, place
 from tokenops.cli.outputs import Output, counted
-from tokenops.cli.records import Record, read_records
+from tokenops.cli.records import Record, fingerprint, read_records
 from tokenops.errors import TokenOpsError
 
 if TYPE_CHECKING:
@@ -108,12 +108,15 @@ def calibrate(
     check_model(WHO, model)
     if data is None and model != POCKET:
         raise TokenOpsError(WHO, "--data for any model but pocket", "none")
-    output = Output(WHO, out)
     records = None if data is None else _drawn(read_records(WHO, data, prompt, answers=False), samples, seed)
+    plan = _Plan(rank, kept, None if budget is None else budget_samples, epochs, loss, seed)
+    run: dict[str, Any] = {"model": model, "samples": samples, "dtype": str(weights)}
+    # what shares the budget out comes after the layers, and may change
+    run |= {name: value for name, value in vars(plan).items() if name != "shared"}
+    output = Output(WHO, out, run | {"data": None if records is None else fingerprint(records)})
 
     from tokenops.cli.models import load_model
 
-    plan = _Plan(rank, kept, None if budget is None else budget_samples, epochs, loss, seed)
     with output.resumable():
         with output.teller.waiting("loading the model", None):
             network, processor = load_model(model, weights, where)
@@ -160,6 +163,7 @@ def _calibrated(
     options: dict[str, Any] = {"progress": output.console.is_terminal}
     if not output.console.is_terminal:
         output.console.print(f"fitting {len(parts.layers)} layers to {len(items)} prompts ...")
+    output.begin()
     report = fit(
         model,
         factors,

@@ -11,6 +11,7 @@ import typer
 
 from tokenops import __version__
 from tokenops.cli import FAILED, INTERRUPTED, bench, calibrate, cite, demo, listing, show, train, visualize
+from tokenops.errors import TokenOpsError
 
 _EXIT_CODES = "Exit codes: 0 done, 1 could not be done, 2 bad arguments or not installed, 130 Ctrl-C."
 
@@ -49,6 +50,12 @@ def _add(command: Callable[..., None], example: str, name: str | None = None) ->
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        except TokenOpsError as error:
+            # what a part of the library refused is told as the command's own, too
+            if error.who.startswith("tokenops"):
+                raise
+            whole = f"tokenops {name or command.__name__}: {error.who}"
+            raise TokenOpsError(whole, error.expected, error.got) from error
         except torch.OutOfMemoryError as error:
             typer.echo(f"error: {str(error).splitlines()[0]}", err=True)
             raise typer.Exit(FAILED) from None

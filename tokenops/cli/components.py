@@ -81,7 +81,7 @@ def meant(name: str, known: list[str] | tuple[str, ...]) -> str:
     '; did you mean fastv?'
     """
     real = {k.lower(): k for k in known}
-    near = [real[k] for k in difflib.get_close_matches(name.lower(), list(real), n=3, cutoff=0.5)]
+    near = [real[k] for k in difflib.get_close_matches(name.lower(), list(real), n=3, cutoff=0.6)]
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

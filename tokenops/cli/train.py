@@ -107,7 +107,6 @@ def train(
         raise TokenOpsError(WHO, "--device cpu or cuda (another GPU: CUDA_VISIBLE_DEVICES)", device)
     weights = check_dtype(WHO, dtype, where)
     check_model(WHO, model)
-    output = Output(WHO, out)
     records = None if data is None else read_records(WHO, data, "", answers=True)
     run: dict[str, Any] = {
         "model": model,
@@ -119,7 +118,7 @@ def train(
     }
     run |= {"accumulate": accumulate, "weight": weight, "scope": scope, "seed": seed, "dtype": str(weights)}
     run["data"] = None if records is None else fingerprint(records)
-    output.same_run(run, write=False)
+    output = Output(WHO, out, run)
 
     from tokenops.cli.models import load_model
     from tokenops.cli.trainer import dataset, trained
@@ -128,7 +127,7 @@ def train(
         with output.teller.waiting("loading the model", None):
             network, processor = load_model(model, weights, where)
         examples = dataset(records, processor, steps * batch * accumulate, seed)
-        output.same_run(run)
+        output.begin()
         pipeline, log = trained(network, processor, examples, run, output, save_every)
         told = {"folder": str(out), **run, "log": log}
         output.finish(pipeline, told)

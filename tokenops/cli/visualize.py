@@ -184,8 +184,6 @@ class Contenders:
         from tokenops.pocket.selector import visionselector
 
         if self.source == POCKET and name == HYBRID:
-            if isinstance(keep, int):
-                raise TokenOpsError(WHO, f"--keep as a ratio for {HYBRID}", keep)
             return Subject(model, None, visionselector, alvts).hybrid(keep)  # pyright: ignore[reportArgumentType]
         trained = {"visionselector": visionselector, "alvts": alvts} if self.source == POCKET else {}
         return trained[name](keep) if name in trained else method(model, name, keep)

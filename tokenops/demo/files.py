@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
 
 
 def check_folder(folder: Path, who: str = "tokenops demo") -> None:
-    """Refuse a folder that cannot be written to, before any work is done; creates nothing.
+    """Refuse a folder that cannot be written to, before any work is done; leaves nothing there.
 
     Raises:
         TokenOpsError: it, or the nearest folder above it that exists, is a file or not writable.
@@ -44,5 +44,8 @@ def check_folder(folder: Path, who: str = "tokenops demo") -> None:
         there = there.parent
     if not there.is_dir():
         raise TokenOpsError(who, "a folder to write to", f"the file {there}")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise TokenOpsError(who, "a folder that may be written to", there)
+    try:
+        # permissions do not tell: those of /proc let root write, and nothing can be made there
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError:
+        raise TokenOpsError(who, "a folder that may be written to", there) from None

@@ -40,8 +40,10 @@ class Subject:
     selector: Callable[[Keep], Pipeline]
     router: Callable[[Keep], Pipeline]
 
-    def hybrid(self, keep: float) -> Pipeline:
+    def hybrid(self, keep: Keep) -> Pipeline:
         """Twice the budget reaches the language model; of that, each layer runs what makes up the budget."""
+        if isinstance(keep, int):
+            return self.selector(2 * keep) | self.router(keep)
         before = min(1.0, 2 * keep)
         return self.selector(before) | self.router(keep / before)
 

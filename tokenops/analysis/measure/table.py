@@ -14,10 +14,11 @@ _HEAD_REST = ("decode tok/s", "(ratio)", "peak MiB", "KV MiB")
 def render(measured: Measurement) -> str:
     """The table, the verdicts, and what they rest on."""
     s, e = measured.settings, measured.environment
+    threads = f"{e['threads']} thread{'' if e['threads'] == 1 else 's'}"
     title = (
         f"{s['model']}, {s['dtype']}, {s['layers']} layers, batch {s['batch']}: "
         f"{s['visual_tokens']:g} visual + {s['text_tokens']:g} text tokens\n"
-        f"{e['machine']} ({e['processor']}), {e['threads']} threads, torch {e['torch']}; "
+        f"{e['machine']} ({e['processor']}), {threads}, torch {e['torch']}; "
         f"{s['timer']} time, {s['runs']} interleaved runs"
     )
     lines = [_HEAD + _HEAD_REST, *(_cells(row) for row in measured.rows)]
