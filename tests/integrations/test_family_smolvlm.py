@@ -1,4 +1,4 @@
-"""A family that the library does not know, added as data: SmolVLM, whose features come per sample or per tile."""
+"""A family that the library does not know, added as data: SmolVLM, with tiles."""
 
 from __future__ import annotations
 
