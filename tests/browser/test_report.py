@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from analysis import report_kit as kit
-from browser.test_site import browser, look
+from browser.test_site import look
 from integrations import merging, routed, tiny
 
 from tokenops import Pipeline, Prune
@@ -17,7 +17,6 @@ from tokenops.analysis import Report, report
 from tokenops.selectors import TopK
 
 pytestmark = pytest.mark.browser
-__all__ = ["browser"]
 
 QUESTION = "what is </script><b id='broken'>this</b> ?"
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,6 @@ import pytest
 SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
 PAGES = sorted(str(path.relative_to(SITE)) for path in SITE.rglob("*.html"))
 WIDTHS = {"wide": 1280, "phone": 390}
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 pytestmark = pytest.mark.browser
 
@@ -36,22 +32,6 @@ LOOK = """() => {
     if (!location.pathname.endsWith('search.html') && text.length < 40) wrong.push('an empty page');
     return wrong;
 }"""
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """The installed chromium, without a network to speak of."""
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.fail(
-            f"no browser: install one of {', '.join(NAMES)}, or set CHROMIUM to its path", pytrace=False
-        )
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def look(browser: Any, address: str, width: int) -> list[str]:
