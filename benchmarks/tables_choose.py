@@ -48,8 +48,8 @@ def choose() -> str:
 
 def choose_recipes() -> str:
     """Every recipe: where it acts, what it asks of the model, what it learns, and what was measured."""
+    from tokenops.cli.components import signals, trainable
     from tokenops.registry import registered
-    from tokenops.signals import SIGNALS, needs
 
     rows = {(r["method"], r["budget"]): r for r in read("pocket_routing")["rows"]}
     body = []
@@ -57,20 +57,16 @@ def choose_recipes() -> str:
         if not entry.component.__module__.startswith("tokenops."):
             continue
         pipeline = entry.make()
-        asked: dict[str, bool] = {}
-        for stage in pipeline.stages.values():
-            asked |= needs(stage)
-        signals = [
-            f"`{n}`" for n, must in asked.items() if must and n in SIGNALS and n not in ("mask", "visual")
-        ]
-        learns = any(p.requires_grad for p in pipeline.parameters())
+        asked = [f"`{name}`" for name, must in signals(entry).items() if must and name != "visual"]
         cells = []
         for budget in TWO:
             row = rows.get((MEASURED_AS.get(entry.name, ""), budget))
             mean = "" if row is None or abs(row["mean"] - budget) < 1 else f" ({row['mean']:.0f})"
             cells.append("–" if row is None else f"{100 * row['accuracy']:.1f}{mean}")
         place = ", ".join(AT[place] for place in pipeline.stages)
-        body.append([f"`{entry.name}`", place, ", ".join(signals) or "–", "yes" if learns else "–", *cells])
+        body.append(
+            [f"`{entry.name}`", place, ", ".join(asked) or "–", "yes" if trainable(entry) else "–", *cells]
+        )
     return markdown(["recipe", "acts", "asks for", "learns", *(f"{k} tokens" for k in TWO)], body)
 
 

@@ -1,4 +1,4 @@
-"""The one error of the library (who was asked, what was expected, what came) and its one warning."""
+"""The one error of the library (who was asked, what was expected, what came), its one warning, a check."""
 
 from __future__ import annotations
 
@@ -20,6 +20,23 @@ class TokenOpsError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.who}: {self.expected}, got {self.got}"
+
+
+def check_ints(who: str, **numbers: tuple[object, int]) -> None:
+    """Each ``name=(number, least)`` is an int, no bool, and not below its least.
+
+    Raises:
+        TokenOpsError: one is not; the first is named.
+
+    >>> check_ints("measure", runs=(9, 1), warmup=(0, 0))
+    >>> check_ints("measure", runs=(0, 1))
+    Traceback (most recent call last):
+    ...
+    tokenops.errors.TokenOpsError: measure: runs as an int >= 1, got 0
+    """
+    for name, (number, least) in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise TokenOpsError(who, f"{name} as an int >= {least}", repr(number))
 
 
 class TokenOpsWarning(UserWarning):

@@ -13,11 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
-
 import tokenops
+from tokenops.cli import components
 from tokenops.registry import Entry, registered
-from tokenops.signals import SIGNALS, needs
 
 HOME = Path(tokenops.__file__).parent
 
@@ -108,22 +106,12 @@ def summary(value: Any) -> str:
     return " ".join((inspect.getdoc(value) or "").partition("\n\n")[0].split())
 
 
+trainable = components.trainable
+
+
 def signals(entry: Entry) -> list[str]:
     """Signals that ``attach`` has to supply; those it can do without are in brackets."""
-    made = entry.make()
-    parts = made.stages.values() if hasattr(made, "stages") else (made,)
-    wanted: dict[str, bool] = {}
-    for part in parts:
-        if callable(part):
-            for name, must in needs(part).items():
-                wanted[name] = must or wanted.get(name, False)
-    return [n if must else f"({n})" for n, must in wanted.items() if n in SIGNALS and n != "mask"]
-
-
-def trainable(entry: Entry) -> bool:
-    """Whether the sample has parameters that learn."""
-    made = entry.make()
-    return isinstance(made, nn.Module) and any(p.requires_grad for p in made.parameters())
+    return [name if must else f"({name})" for name, must in components.signals(entry).items()]
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tokenops.errors import TokenOpsError
+from tokenops.errors import TokenOpsError, check_ints
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,8 +111,7 @@ def _check_picture(pixels: Tensor, kept: Tensor, scale: int, dim: float) -> None
     if kept.dtype != torch.bool or not whole:
         expected = f"a bool mask whose rows and columns divide {tuple(pixels.shape[:2])}"
         raise TokenOpsError("highlight", expected, f"{tuple(kept.shape)} {kept.dtype}")
-    if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
-        raise TokenOpsError("highlight", "scale as an int >= 1", repr(scale))
+    check_ints("highlight", scale=(scale, 1))
     if not 0.0 <= dim <= 1.0:
         raise TokenOpsError("highlight", "dim in [0, 1]", dim)
 

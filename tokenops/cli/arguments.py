@@ -33,6 +33,19 @@ def check_model(who: str, source: str) -> None:
         )
 
 
+def check_out_file(who: str, out: Path) -> None:
+    """Refuse a file that cannot be written, before the work; its folder is made if needed.
+
+    Raises:
+        TokenOpsError: a folder of that name, or a folder above it in which nothing can be made.
+    """
+    from tokenops.demo.files import check_folder
+
+    if out.is_dir():
+        raise TokenOpsError(who, "--out as a file", f"the folder {out}")
+    check_folder(out.parent, who)
+
+
 def place(who: str, device: str | None) -> torch.device:
     """The device of that name, the GPU if there is one by default.
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from tokenops.cli import FAILED, INTERRUPTED, require
-from tokenops.cli.arguments import MODEL_NEEDS
+from tokenops.cli import FAILED, INTERRUPTED, options, require
+from tokenops.cli.arguments import MODEL_NEEDS, check_out_file
 from tokenops.cli.bench_request import WHO, Asked, Contenders
-from tokenops.errors import TokenOpsError
 
 if TYPE_CHECKING:
     from tokenops.analysis.measure import Measurement
@@ -35,16 +34,8 @@ def bench(
             metavar="NAME", help="A recipe of 'tokenops list'; repeat for more. Default: visionselector."
         ),
     ] = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="K", help="Ratio (0.2) or count (64) for every method; repeat for more. Default: 0.2."
-        ),
-    ] = None,
-    pipeline: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FOLDER", help="A pipeline that tokenops.save wrote; repeat for more."),
-    ] = None,
+    keep: options.Keeps = None,
+    pipeline: options.Saved = None,
     random_weights: Annotated[
         str | None,
         typer.Option(
@@ -62,13 +53,8 @@ def bench(
     ] = None,
     text: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of text around the image.")] = 64,
     batch: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts at a time.")] = 1,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="D", help="float32, the default on a CPU; bfloat16, on a GPU; float16."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1; the GPU if there is one.")
-    ] = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
     layers: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Only the first layers of the language model.")
     ] = None,
@@ -103,7 +89,8 @@ def bench(
     asked = Asked(model, random_weights, dtype, device, layers, tokens, image_size, text, batch)
     contenders = Contenders(tuple(method or ()), tuple(keep or ()), tuple(pipeline or ()))
     try:
-        _check_out(out)
+        if out is not None:
+            check_out_file(WHO, out)
         _set_threads(threads)
         result = _run(asked, contenders, {"new_tokens": new_tokens, "runs": runs, "warmup": warmup})
         if out is not None:
@@ -144,13 +131,3 @@ def _set_threads(threads: int | None) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-def _check_out(out: Path | None) -> None:
-    from tokenops.demo.files import check_folder
-
-    if out is None:
-        return
-    if out.is_dir():
-        raise TokenOpsError(WHO, "--out as a file", f"the folder {out}")
-    check_folder(out.parent, WHO)

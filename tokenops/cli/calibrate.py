@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenops.cli import require
+from tokenops.cli import options, require
 from tokenops.cli.arguments import MODEL_NEEDS, POCKET, check_dtype, check_model, keep_of, place
 from tokenops.cli.outputs import Output, counted
 from tokenops.cli.records import Record, fingerprint, read_records
@@ -27,15 +27,8 @@ _LOSSES = ("mse", "listwise")
 
 
 def calibrate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="Folder or hub id, as from_pretrained takes it; or 'pocket', which ships."
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where the pipeline goes; tokenops.load reads it.")
-    ],
+    model: options.Model,
+    out: options.OutFolder,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -77,13 +70,8 @@ def calibrate(
         str, typer.Option(metavar="L", help="mse, the paper's, or listwise, which weighs the top ranks.")
     ] = "mse",
     seed: Annotated[int, typer.Option(metavar="S", min=0, help="Which prompts, and their order.")] = 0,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="D", help="float32, the default on a CPU; bfloat16, on a GPU; float16."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1; the GPU if there is one.")
-    ] = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report as JSON; everything else goes to stderr.")
     ] = False,

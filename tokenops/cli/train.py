@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tokenops.cli import require
+from tokenops.cli import options, require
 from tokenops.cli.arguments import MODEL_NEEDS, POCKET, check_dtype, check_model, keep_of, place
 from tokenops.cli.outputs import Output
 from tokenops.cli.records import fingerprint, read_records
@@ -23,15 +23,8 @@ _RATE, _POCKET_RATE = 5e-5, 3e-3
 
 
 def train(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="Folder or hub id, as from_pretrained takes it; or 'pocket', which ships."
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where the pipeline goes; tokenops.load reads it.")
-    ],
+    model: options.Model,
+    out: options.OutFolder,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -70,10 +63,7 @@ def train(
         int, typer.Option(metavar="N", min=1, help="Steps between the points to go on from.")
     ] = 50,
     seed: Annotated[int, typer.Option(metavar="S", min=0, help="Of weights and order.")] = 0,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="D", help="float32, the default on a CPU; bfloat16, on a GPU; float16."),
-    ] = None,
+    dtype: options.Dtype = None,
     device: Annotated[
         str | None, typer.Option(metavar="D", help="cpu or cuda, the first one; the GPU if there is one.")
     ] = None,

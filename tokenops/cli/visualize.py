@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from tokenops.cli import require
-from tokenops.cli.arguments import MODEL_NEEDS, POCKET, check_dtype, check_model, keep_of, place
+from tokenops.cli import options, require
+from tokenops.cli.arguments import (
+    MODEL_NEEDS,
+    POCKET,
+    check_dtype,
+    check_model,
+    check_out_file,
+    keep_of,
+    place,
+)
 from tokenops.errors import TokenOpsError
 
 if TYPE_CHECKING:
@@ -52,28 +60,15 @@ def visualize(
             "alvts, hybrid.",
         ),
     ] = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="K", help="Ratio (0.2) or count (64) for every method; repeat for more. Default: 0.2."
-        ),
-    ] = None,
-    pipeline: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FOLDER", help="A pipeline that tokenops.save wrote; repeat for more."),
-    ] = None,
+    keep: options.Keeps = None,
+    pipeline: options.Saved = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("tokenops-report.html"),
     runs: Annotated[
         int, typer.Option(metavar="N", min=0, help="Interleaved rounds of timing; 0 leaves time out.")
     ] = 6,
     new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest answer.")] = 32,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="D", help="float32, the default on a CPU; bfloat16, on a GPU; float16."),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="D", help="cpu, cuda, cuda:1; the GPU if there is one.")
-    ] = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a summary as JSON; everything else goes to stderr.")
     ] = False,
@@ -85,7 +80,7 @@ def visualize(
     tokens and work of each layer, and time to the first token, measured here.
     """
     require(WHO, MODEL_NEEDS)
-    _check_out(out)
+    check_out_file(WHO, out)
     asked = Asked(model, tuple(image or ()), question)
     contenders = Contenders(model, tuple(method or ()), tuple(keep or ()), tuple(pipeline or ()))
     settings = {"runs": runs, "new_tokens": new_tokens}
@@ -239,11 +234,3 @@ def summary(result: Report, out: Path) -> dict[str, Any]:
     ]
     named = ("tokenops_version", "model", "question", "text_tokens", "timing")
     return {"report": str(out), **{name: data[name] for name in named}, "rows": rows}
-
-
-def _check_out(out: Path) -> None:
-    from tokenops.demo.files import check_folder
-
-    if out.is_dir():
-        raise TokenOpsError(WHO, "--out as a file", f"the folder {out}")
-    check_folder(out.parent, WHO)

@@ -13,7 +13,7 @@ from tokenops.demo.measuring import ROUNDS, WARM_UP, Row, measure, same_length, 
 from tokenops.demo.methods import BUDGETS, ROUTED, Asked, Subject, aloud, held_out, shipped
 from tokenops.demo.record import as_json, as_picture, layers_picture
 from tokenops.demo.telling import Silent, Teller
-from tokenops.errors import TokenOpsError
+from tokenops.errors import check_ints
 
 PICTURE, LAYERS, TABLE = "tokenops-demo.png", "tokenops-demo-layers.png", "tokenops-demo.json"
 
@@ -39,9 +39,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         least = {"questions": (self.questions, 1), "seed": (self.seed, 0), "rounds": (self.rounds, 1)}
-        for name, (value, lowest) in least.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise TokenOpsError("tokenops demo", f"{name} as an int >= {lowest}", repr(value))
+        check_ints("tokenops demo", **least)
         check_folder(self.out)
 
 

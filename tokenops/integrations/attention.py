@@ -225,17 +225,21 @@ def _eager(module: Any) -> Any:
 
 def _newest(module: Any, query: Tensor, key: Tensor, causal: bool | None) -> Tensor | None:
     """Causality for the newest of the keys, which sdpa's ``is_causal`` takes for the oldest."""
+    return _written(module, query, key, causal) if 1 < query.shape[2] < key.shape[2] else None
+
+
+def _written(module: Any, query: Tensor, key: Tensor, causal: bool | None) -> Tensor | None:
+    """Causality as a mask, the queries being the newest of the keys; None where there is none."""
     q, k = query.shape[2], key.shape[2]
-    if not 1 < q < k or not (getattr(module, "is_causal", True) if causal is None else causal):
+    if not (getattr(module, "is_causal", True) if causal is None else causal):
         return None
     return torch.ones(1, 1, q, k, dtype=torch.bool, device=query.device).tril(k - q)
 
 
 def _additive(module: Any, query: Tensor, key: Tensor, mask: Any, causal: bool | None) -> Tensor | None:
     """A mask that eager attention can add; what sdpa would take from ``is_causal`` is written out."""
-    q, k = query.shape[2], key.shape[2]
-    if mask is None and q > 1 and (getattr(module, "is_causal", True) if causal is None else causal):
-        mask = torch.ones(1, 1, q, k, dtype=torch.bool, device=query.device).tril(k - q)
+    if mask is None and query.shape[2] > 1:
+        mask = _written(module, query, key, causal)
     mask = mask.dense if isinstance(mask, Packing) else mask
     if mask is None or mask.dtype != torch.bool:
         return mask

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenops.budget import Keep, check_keep, keep_count
-from tokenops.errors import TokenOpsError
+from tokenops.errors import TokenOpsError, check_ints
 from tokenops.shapes import Bool, Float
 from tokenops.tokenmap.checks import check_field
 
@@ -147,8 +147,7 @@ def mass_curve(
     """
     check_field("mass_curve", "scores", scores, None, (None, None))
     check_field("mass_curve", "visual", visual, torch.bool, tuple(scores.shape), scores.device)
-    if not _whole(bins) or bins < 1:
-        raise TokenOpsError("mass_curve", "bins as an int >= 1", repr(bins))
+    check_ints("mass_curve", bins=(bins, 1))
     curves = []
     for row, real in zip(scores.detach().double(), visual, strict=True):
         best = row[real].sort(descending=True).values

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tokenops.budget import Keep, check_keep, keep_count
-from tokenops.errors import TokenOpsError
+from tokenops.errors import TokenOpsError, check_ints
 from tokenops.integrations.families import Family, find_parts
 from tokenops.routers import LowRankAttention, mass_curve
 from tokenops.training.calibration_store import Fit, LayerReport, Store, fingerprint
-from tokenops.training.layer_stream import Stream, advance, streams, teacher
+from tokenops.training.layer_stream import Stream, advance, shown, streams, teacher
 
 LOSSES = ("mse", "listwise")
 
@@ -138,7 +138,7 @@ def calibrate(
             raise TokenOpsError("calibrate", "at least two items", len(held))
         store = None if folder is None else Store(Path(folder), _settings(plan, scorers, held))
         reports = []
-        for number in _shown(range(max(scorers) + 1), progress):
+        for number in shown(range(max(scorers) + 1), "calibrating layers", progress):
             layer = parts.layers[number]
             if number in scorers:
                 done = None if store is None else store.read(number, scorers[number])
@@ -251,10 +251,8 @@ def _settings(plan: _Plan, scorers: Mapping[int, LowRankAttention], held: list[S
 
 
 def _check(plan: _Plan, factors: Any, depth: int, width: int) -> dict[int, LowRankAttention]:
-    for name, least in (("samples", 2), ("epochs", 1), ("patience", 1), ("seed", 0)):
-        value = getattr(plan, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise TokenOpsError("calibrate", f"{name} as an int >= {least}", repr(value))
+    least = {"samples": 2, "epochs": 1, "patience": 1, "seed": 0}
+    check_ints("calibrate", **{name: (getattr(plan, name), low) for name, low in least.items()})
     if isinstance(plan.lr, bool) or not isinstance(plan.lr, float | int) or not 0 < plan.lr < float("inf"):
         raise TokenOpsError("calibrate", "lr > 0", repr(plan.lr))
     if plan.loss not in LOSSES:
@@ -274,11 +272,3 @@ def _check(plan: _Plan, factors: Any, depth: int, width: int) -> dict[int, LowRa
     if not all(p.requires_grad for scorer in scorers.values() for p in scorer.parameters()):
         raise TokenOpsError("calibrate", "factors that require gradients", "frozen ones")
     return scorers
-
-
-def _shown(numbers: range, progress: bool) -> Iterable[int]:
-    if not progress:
-        return numbers
-    from tqdm.auto import tqdm
-
-    return tqdm(numbers, "calibrating layers")

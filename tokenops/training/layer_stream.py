@@ -19,6 +19,26 @@ from tokenops.recipes import uniform
 from tokenops.routers import attention_scores
 
 
+def shown(layers: range, what: str, progress: bool) -> Iterable[int]:
+    """The numbers, with a progress bar or without."""
+    if not progress:
+        return layers
+    from tqdm.auto import tqdm
+
+    return tqdm(layers, what)
+
+
+def prompt_on(device: torch.device, inputs: Any, who: str) -> dict[str, Any]:
+    """Processor outputs on a device, without labels.
+
+    Raises:
+        TokenOpsError: something that is no mapping with ``input_ids``.
+    """
+    if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
+        raise TokenOpsError(who, "processor outputs with input_ids", type(inputs).__name__)
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items() if k != "labels"}
+
+
 class _Stop(Exception):
     """Raised in the first decoder layer: nothing behind it is needed."""
 
@@ -52,15 +72,13 @@ def streams(
     parts = find_parts(model, family)
     device = next(model.parameters()).device
     for number, inputs in enumerate(data):
-        if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
-            raise TokenOpsError("calibrate", "processor outputs with input_ids", type(inputs).__name__)
+        moved = prompt_on(device, inputs, "calibrate")
         seen: dict[str, Any] = {}
 
         def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], seen: Any = seen) -> None:
             seen.update(kwargs, hidden_states=args[0] if args else kwargs["hidden_states"])
             raise _Stop
 
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items() if k != "labels"}
         hook = parts.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
         try:
             with attach(model, uniform(1.0), family=family) as handle, suppress(_Stop):

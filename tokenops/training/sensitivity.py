@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from tokenops.budget import check_keep, keep_count
-from tokenops.errors import TokenOpsError
+from tokenops.errors import TokenOpsError, check_ints
 from tokenops.integrations import attach
 from tokenops.integrations.families import Family, find_parts
 from tokenops.pipeline import Pipeline
 from tokenops.routers import Steps, allocate, per_layer
 from tokenops.routers.schedules import Schedule
 from tokenops.shapes import Float
+from tokenops.training.layer_stream import prompt_on, shown
 
 SHARES = (0.15, 0.3, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0, 2.6)
 
@@ -78,7 +79,7 @@ def layer_gains(
     points = _points(budget, shares, bins)
     probe = _Probe(model, recipe, data, family)
     even, gains = probe.damage([budget] * probe.depth), []
-    for layer in _shown(range(probe.depth), progress):
+    for layer in shown(range(probe.depth), "measuring layers", progress):
         measured = []
         for ratio in points:
             keeps = [ratio if i == layer else budget for i in range(probe.depth)]
@@ -165,8 +166,7 @@ class _Probe:
 def _points(budget: float, shares: Sequence[float], bins: int) -> list[float]:
     if isinstance(check_keep(budget, who="layer_gains"), int):
         raise TokenOpsError("layer_gains", "budget as a ratio in (0, 1]", repr(budget))
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-        raise TokenOpsError("layer_gains", "bins as an int >= 1", repr(bins))
+    check_ints("layer_gains", bins=(bins, 1))
     if not all(isinstance(f, float | int) and 0 < f < float("inf") for f in shares):
         raise TokenOpsError("layer_gains", "shares > 0", shares)
     points = sorted({min(1.0, float(f) * budget) for f in shares})
@@ -183,10 +183,7 @@ def _next_tokens(
     device, found = next(model.parameters()).device, []
     with nullcontext() if pipeline is None else attach(model, pipeline, family=family):
         for inputs in data:
-            if not isinstance(inputs, Mapping) or "input_ids" not in inputs:
-                raise TokenOpsError("layer_gains", "processor outputs with input_ids", type(inputs).__name__)
-            moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
-            moved.pop("labels", None)
+            moved = prompt_on(device, inputs, "layer_gains")
             mask = moved.get("attention_mask")
             if mask is not None and not bool(mask[:, -1].all()):
                 raise TokenOpsError("layer_gains", "prompts padded on the left", "padding at the end")
@@ -214,11 +211,3 @@ def _falls(points: list[tuple[float, float]], bins: int) -> Tensor:
 
 def _slope(a: tuple[float, float], b: tuple[float, float]) -> float:
     return (b[1] - a[1]) / (b[0] - a[0])
-
-
-def _shown(layers: range, progress: bool) -> Iterable[int]:
-    if not progress:
-        return layers
-    from tqdm.auto import tqdm
-
-    return tqdm(layers, "measuring layers")

@@ -14,7 +14,7 @@ from tokenops.analysis.cost.parts import head_ops, layer_ops, projector_ops, tow
 from tokenops.analysis.cost.plan import Setting, make_plan
 from tokenops.analysis.cost.result import Cost
 from tokenops.analysis.cost.work import Part
-from tokenops.errors import TokenOpsError
+from tokenops.errors import TokenOpsError, check_ints
 from tokenops.pipeline import Pipeline
 
 PAIRS = ("full", "causal")
@@ -74,7 +74,7 @@ def cost(
     3.6
     """
     arch = architecture(model_or_config)
-    _check(text=(text, 0), batch=(batch, 1))
+    check_ints("cost", text=(text, 0), batch=(batch, 1))
     if pairs not in PAIRS:
         raise TokenOpsError("cost", f"pairs among {', '.join(PAIRS)}", repr(pairs))
     machine, name = find_device(device), dtype_name(model_or_config, dtype)
@@ -147,12 +147,6 @@ def dtype_name(model_or_config: Any, dtype: torch.dtype | str | None) -> str:
     return str(made).removeprefix("torch.")
 
 
-def _check(**numbers: tuple[Any, int]) -> None:
-    for name, (number, least) in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise TokenOpsError("cost", f"{name} as an int >= {least}", repr(number))
-
-
 def break_even(
     model_or_config: Any,
     pipeline: Pipeline,
@@ -197,7 +191,7 @@ def break_even(
     """
     if not isinstance(pipeline, Pipeline):
         raise TokenOpsError("break_even", "a Pipeline", type(pipeline).__name__)
-    _check(most=(most, 1))
+    check_ints("cost", most=(most, 1))
     machine, dtype = find_device(device, "break_even"), dtype_name(model_or_config, dtype)
     config = getattr(inner(model_or_config), "config", model_or_config)
 

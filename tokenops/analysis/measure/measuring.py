@@ -17,7 +17,7 @@ from tokenops.analysis.measure.run import Bench, Look, Times, quiet_collector, t
 from tokenops.analysis.measure.statistics import Ratio, Spread
 from tokenops.analysis.measure.timing import Timer, timer_for
 from tokenops.analysis.measure.untouched import untouched
-from tokenops.errors import TokenOpsError
+from tokenops.errors import TokenOpsError, check_ints
 from tokenops.integrations import Family, Trace
 from tokenops.integrations.families import find_parts
 from tokenops.pipeline import Pipeline
@@ -91,8 +91,8 @@ def measure(
     >>> "pipeline" in found.table()
     True
     """
-    contenders = _contenders(pipeline)
-    _check_numbers(new_tokens=(new_tokens, 1), runs=(runs, 1), warmup=(warmup, 0))
+    contenders: dict[str, Pipeline | None] = {FULL: None, **named_pipelines("measure", pipeline)}
+    check_ints("measure", new_tokens=(new_tokens, 1), runs=(runs, 1), warmup=(warmup, 0))
     parts = find_parts(model, family)
     where = _check_model(model)
     _check_inputs(inputs, where)
@@ -133,24 +133,21 @@ def steps(contenders: int, runs: int, warmup: int) -> int:
     return (contenders + 1) * (2 * runs + warmup)
 
 
-def _contenders(pipeline: Any) -> dict[str, Pipeline | None]:
-    named = pipeline if isinstance(pipeline, Mapping) else {"pipeline": pipeline}
+def named_pipelines(who: str, pipelines: Any) -> dict[str, Pipeline]:
+    """One pipeline or several by name, as several by name.
+
+    Raises:
+        TokenOpsError: something else, none, or a name that stands for the model alone.
+    """
+    named = dict(pipelines) if isinstance(pipelines, Mapping) else {"pipeline": pipelines}
     for name, one in named.items():
         if not isinstance(one, Pipeline):
-            raise TokenOpsError(
-                "measure", "a Pipeline, or several by name", f"{name!r}: {type(one).__name__}"
-            )
+            raise TokenOpsError(who, "a Pipeline, or several by name", f"{name!r}: {type(one).__name__}")
         if not isinstance(name, str) or name == FULL:
-            raise TokenOpsError("measure", f"names of pipelines other than {FULL!r}", repr(name))
+            raise TokenOpsError(who, f"names of pipelines other than {FULL!r}", repr(name))
     if not named:
-        raise TokenOpsError("measure", "at least one pipeline", "none")
-    return {FULL: None, **named}
-
-
-def _check_numbers(**numbers: tuple[Any, int]) -> None:
-    for name, (value, least) in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise TokenOpsError("measure", f"{name} as an int >= {least}", repr(value))
+        raise TokenOpsError(who, "at least one pipeline", "none")
+    return named
 
 
 def _check_model(model: nn.Module) -> torch.device:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokenops.analysis.cost.architecture import architecture
 from tokenops.analysis.cost.images import images_of
-from tokenops.errors import TokenOpsError
+from tokenops.errors import TokenOpsError, check_ints
 from tokenops.integrations.families import Parts, find_parts
 
 Size = tuple[int, int]
@@ -33,13 +33,8 @@ def prompt(model: Any, size: Size, *, text: int, batch: int = 1, processor: Any 
     Raises:
         TokenOpsError: bad numbers, too few words, or an image the model does not take.
     """
-    for name, number, least in (
-        ("text", text, 2),
-        ("batch", batch, 1),
-        *zip("hw", size, (1, 1), strict=True),
-    ):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise TokenOpsError("prompt", f"{name} as an int >= {least}", repr(number))
+    height, width = size
+    check_ints("prompt", text=(text, 2), batch=(batch, 1), h=(height, 1), w=(width, 1))
     parts = find_parts(model)
     g = torch.Generator().manual_seed(0)
     made = _pixels(parts, size, g) if processor is None else _processed(processor, size, g)

@@ -10,6 +10,7 @@ from torch import nn
 from tokenops.analysis.cost import Device
 from tokenops.analysis.cost.devices import find_device
 from tokenops.analysis.measure import Measurement, measure
+from tokenops.analysis.measure.measuring import named_pipelines
 from tokenops.analysis.measure.result import FULL
 from tokenops.analysis.measure.untouched import untouched
 from tokenops.analysis.report import asking
@@ -17,7 +18,7 @@ from tokenops.analysis.report.estimate import estimate
 from tokenops.analysis.report.page import Report
 from tokenops.analysis.report.record import method_record, visual_record
 from tokenops.analysis.report.views import Shown, views
-from tokenops.errors import TokenOpsError
+from tokenops.errors import TokenOpsError, check_ints
 from tokenops.integrations import Family, Trace, attach
 from tokenops.integrations.families import find_parts
 from tokenops.pipeline import Pipeline
@@ -75,10 +76,8 @@ def report(
     >>> page.html()[:15]
     '<!doctype html>'
     """
-    named = _named(pipelines)
-    for name, value, least in (("new_tokens", new_tokens, 1), ("runs", runs, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise TokenOpsError("report", f"{name} as an int >= {least}", repr(value))
+    named = named_pipelines("report", pipelines)
+    check_ints("report", new_tokens=(new_tokens, 1), runs=(runs, 0))
     if not callable(step):
         raise TokenOpsError("report", "step as a function", repr(step))
     if device is not None:
@@ -142,18 +141,6 @@ class _Asked:
             traces, per_layer = handle.trace, handle.tokens_per_layer
         reader = getattr(self.processor, "tokenizer", self.processor)
         return traces, reader.decode(words, skip_special_tokens=True).strip(), per_layer
-
-
-def _named(pipelines: Any) -> dict[str, Pipeline]:
-    named = dict(pipelines) if isinstance(pipelines, Mapping) else {"pipeline": pipelines}
-    for name, one in named.items():
-        if not isinstance(one, Pipeline):
-            raise TokenOpsError("report", "a Pipeline, or several by name", f"{name!r}: {type(one).__name__}")
-        if not isinstance(name, str) or name == FULL:
-            raise TokenOpsError("report", f"names of pipelines other than {FULL!r}", repr(name))
-    if not named:
-        raise TokenOpsError("report", "at least one pipeline", "none")
-    return named
 
 
 def _drawn(shown: Shown, every: Sequence[Trace], one: Trace, pictures: list[Any]) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenops.errors import TokenOpsError
+from tokenops.errors import TokenOpsError, check_ints
 from tokenops.routers.low_rank.factors import check_weights, fold, split
 from tokenops.routers.low_rank.rotary import Rope, rotate
 from tokenops.routers.low_rank.scores import attention_scores
@@ -76,7 +76,7 @@ class LowRankAttention(nn.Module):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
         for name, size in (("dim", dim), ("rank", rank), ("heads", heads), ("kv_heads", kv_heads)):
-            _check_size(name, size)
+            check_ints("LowRankAttention", **{name: (size, 1)})
         if rank > dim:
             raise TokenOpsError("LowRankAttention", f"rank <= dim, {dim}", rank)
         if heads % kv_heads:
@@ -90,7 +90,7 @@ class LowRankAttention(nn.Module):
         if not isinstance(causal, bool):
             raise TokenOpsError("LowRankAttention", "causal as a bool", repr(causal))
         head_dim = dim // heads if head_dim is None else head_dim
-        _check_size("head_dim", head_dim)
+        check_ints("LowRankAttention", head_dim=(head_dim, 1))
         self.dim, self.rank, self.heads, self.kv_heads, self.head_dim = dim, rank, heads, kv_heads, head_dim
         self.bias, self.softmax, self.causal = bias, softmax, causal
         self.scale = head_dim**-0.5 if scale is None else scale
@@ -263,8 +263,3 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """The layer in the dtype of x."""
     bias = None if layer.bias is None else layer.bias.to(x.dtype)
     return F.linear(x, layer.weight.to(x.dtype), bias)
-
-
-def _check_size(name: str, size: object) -> None:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise TokenOpsError("LowRankAttention", f"{name} as an int >= 1", repr(size))

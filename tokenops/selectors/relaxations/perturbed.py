@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tokenops.errors import TokenOpsError
+from tokenops.errors import TokenOpsError, check_ints
 from tokenops.kernels.topk import hard_topk
 from tokenops.registry import register
 from tokenops.selectors.relaxations.apply import budgeted, check_out_dtype, check_scores, whole
@@ -152,8 +152,7 @@ def perturbed_topk(
 
 
 def _check(samples: int, sigma: float | Tensor, noise: str) -> None:
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
-        raise TokenOpsError("perturbed_topk", "samples as an int >= 2", repr(samples))
+    check_ints("perturbed_topk", samples=(samples, 2))
     if not isinstance(sigma, Tensor) and not (isinstance(sigma, float | int) and 0 < sigma < math.inf):
         raise TokenOpsError("perturbed_topk", "sigma as a tensor per row or a number > 0", repr(sigma))
     if noise not in SLOPES:

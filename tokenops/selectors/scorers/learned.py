@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenops.errors import TokenOpsError
+from tokenops.errors import TokenOpsError, check_ints
 from tokenops.registry import register
 from tokenops.selectors.checks import check_beside, check_tokens
 from tokenops.shapes import Bool, Float, Int
@@ -121,9 +121,7 @@ class LearnedScorer(nn.Module):
     def __init__(self, dim: int, hidden: int | None = None, *, trained_scope: str | None = None) -> None:
         super().__init__()
         hidden = dim // 2 if hidden is None else hidden
-        for name, size in (("dim", dim), ("hidden", hidden)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise TokenOpsError("LearnedScorer", f"{name} as an int >= 1", repr(size))
+        check_ints("LearnedScorer", dim=(dim, 1), hidden=(hidden, 1))
         self.dim, self.hidden, self.trained_scope = dim, hidden, trained_scope
         self.q_proj, self.k_proj = nn.Linear(dim, hidden), nn.Linear(dim, hidden)
         self.reset_parameters()
