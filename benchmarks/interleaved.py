@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tokenops.analysis.measure import memory
+from tokenops.analysis.measure.timing import settle_allocator
 
 Mask = Callable[[Tensor], Tensor]
 
@@ -45,6 +46,7 @@ def interleave(
 ) -> dict[str, np.ndarray]:
     """Milliseconds of each contender in each repetition, one more repetition to warm up."""
     names, times = list(contenders), {name: [] for name in contenders}
+    settle_allocator()
     gc.disable()
     for i in range(repeats + 1):
         data = [make() for _ in range(sets + 1)]
@@ -58,6 +60,7 @@ def interleave(
 def in_turn(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, np.ndarray]:
     """What each call says it took in each round, the order turning; one more round to warm up."""
     names, took = list(calls), {name: [] for name in calls}
+    settle_allocator()
     gc.collect()
     gc.disable()
     for i in range(rounds + 1):

@@ -1,11 +1,12 @@
-r"""Which way of training the scorer gives the best *hard* selection: gates × curricula × relaxations.
+r"""Which way of training the scorer gives the best *hard* selection: gates × relaxations × budgets.
 
     python benchmarks/pocket_ablation.py --steps 200 --scenes 40 \
         --out benchmarks/results/pocket_ablation.json
 
 Every scorer is trained once, from the same seed on the same training scenes, and judged on the same held-out
 questions with tokens really dropped. "straight-through" uses the hard mask forward and the soft mask
-backward.
+backward, "systematic" a hard mask drawn at random whose mean is the soft one. A curriculum weighs the loss
+that closes the gap between soft and hard; hard masks have none. "drawn" budgets change from step to step.
 """
 
 from __future__ import annotations
@@ -23,17 +24,27 @@ import torch
 import tokenops
 from tokenops import pocket
 from tokenops.pocket.evaluate import encode
-from tokenops.pocket.scorer_training import RELAXATIONS, train_scorer
+from tokenops.pocket.scorer_training import BUDGETS, train_scorer
 from tokenops.training import soft_hard_gap
 
 KEEPS = (0.3, 0.2, 0.1)
+GATES = ("attention", "multiply")
+FIXED = 0.2
+RECIPES = (  # relaxation, curriculum, budget in training
+    ("soft", "paper", FIXED),
+    ("soft", "late", FIXED),
+    ("soft", "late", BUDGETS),
+    ("straight-through", "none", FIXED),
+    ("systematic", "none", FIXED),
+    ("systematic", "none", BUDGETS),
+)
 
 
 def gap_of(model: Any, processor: Any, pipeline: tokenops.Pipeline) -> float:
-    """Mean |soft - hard| of the trained mask at its training budget, on training scenes."""
+    """Mean |soft - hard| of the mask of training at keep 0.2, on training scenes."""
     some = pocket.scenes(32, "train", seed=99)
     inputs = encode(processor, some, [s.questions()[0] for s in some])
-    pipeline.stages["after_projector"].selector.keep = 0.2
+    pipeline.stages["after_projector"].selector.keep = FIXED
     model.train()
     with torch.no_grad(), tokenops.attach(model, pipeline) as handle:
         model(**inputs, use_cache=False)
@@ -64,7 +75,7 @@ def main() -> None:
     options = parser.parse_args()
     scenes = pocket.scenes(options.scenes, "heldout", seed=21)
     rows = []
-    for gate, curriculum, relaxation in product(("attention", "multiply"), ("paper", "late"), RELAXATIONS):
+    for gate, (relaxation, curriculum, keep) in product(GATES, RECIPES):
         start = time.perf_counter()
         model, processor = pocket.load()
         pipeline = train_scorer(
@@ -72,12 +83,18 @@ def main() -> None:
             processor,
             steps=options.steps,
             batch=options.batch,
+            keep=keep,
             gate=gate,
             curriculum=curriculum,
             relaxation=relaxation,
             progress=False,
         )
-        row = {"gate": gate, "curriculum": curriculum, "relaxation": relaxation}
+        row: dict[str, Any] = {
+            "gate": gate,
+            "relaxation": relaxation,
+            "curriculum": curriculum,
+            "budget": keep,
+        }
         row |= {"soft_hard_gap": round(gap_of(model, processor, pipeline), 4)}
         row |= {"accuracy": judge(model, processor, pipeline, scenes)}
         rows.append(row)

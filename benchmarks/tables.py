@@ -68,13 +68,24 @@ def ablation() -> str:
     result = read("pocket_ablation")
     settings = result["settings"]
     keeps, seeds = settings["keeps"], settings["seeds"]
+
+    def budget(keep: float | list[float]) -> str:
+        return " – ".join(f"{100 * k:g} %" for k in (keep if isinstance(keep, list) else [keep]))
+
     body = [
-        [row["gate"], row["curriculum"], row["relaxation"]]
+        [row["gate"], row["relaxation"], row["curriculum"], budget(row["budget"])]
         + [f"{100 * row['accuracy'][str(keep)]:.1f}" for keep in keeps]
         + [f"{row['soft_hard_gap']:.3f}"]
         for row in result["rows"]
     ]
-    header = ["gate", "curriculum", "relaxation", *(f"{100 * k:g} %" for k in keeps), "soft–hard gap"]
+    header = [
+        "gate",
+        "relaxation",
+        "curriculum",
+        "budget",
+        *(f"{100 * k:g} %" for k in keeps),
+        "soft–hard gap",
+    ]
     what = f"accuracy in % of {settings['questions']} held-out questions, {seeds} seed{'s' * (seeds > 1)}; "
     how = f"{settings['steps']} steps with {settings['batch']} questions each\n\n"
     return what + how + markdown(header, body)

@@ -9,8 +9,8 @@ KEEPS = (0.1, 0.2, 0.3)
 METHODS = {
     ("prune", "float32"): "prune before",
     ("fastv", "float32"): "FastV",
-    ("skip", "float32"): "skip, scores in float32",
-    ("skip", "tower rate"): "skip, scores at the model's rate",
+    ("skip", "float32"): "skip",
+    ("skip", "tower rate"): "skip, its map at the model's rate too",
 }
 
 

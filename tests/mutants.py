@@ -17,10 +17,8 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = (
-    Mutant(
-        "gradient sign", f"{ENGINE}/threshold.py", "dx, dtau = v * (g - mean)", "dx, dtau = v * (mean - g)"
-    ),
-    Mutant("gradient not centred", f"{ENGINE}/threshold.py", "dx, dtau = v * (g - mean)", "dx, dtau = v * g"),
+    Mutant("gradient sign", f"{ENGINE}/threshold.py", "weighted, v, mean, value=-1", "weighted, v, mean"),
+    Mutant("gradient not centred", f"{ENGINE}/threshold.py", "v, mean, value=-1", "v, mean, value=0"),
     Mutant("gradient of tau, sign", f"{ENGINE}/threshold.py", "dtau = -(dx", "dtau = (dx"),
     Mutant("gradient of k", f"{ENGINE}/threshold.py", "else mean.to(", "else (2 * mean).to("),
     Mutant("gradient from padding", f"{ENGINE}/threshold.py", "g = torch.where(v > 0, g, 0.0)", "g = g"),
@@ -36,11 +34,15 @@ MUTANTS = (
     Mutant(
         "no spread",
         f"{ENGINE}/solver.py",
-        "return torch.addcmul(p, v, rest.to(p.dtype)).clamp_(0, 1)",
+        "return torch.addcmul(p, v, rest.to(p.dtype), out=out).clamp_(0, 1)",
         "return p",
     ),
     Mutant("threshold before spread", f"{ENGINE}/solver.py", ".clamp_(0, 1), t + rest", ".clamp_(0, 1), t"),
-    Mutant("quick stops early", f"{ENGINE}/solver.py", "else 5e-4", "else 2e-1"),
+    Mutant("quick stops early", f"{ENGINE}/easy.py", "else 5e-4", "else 2e-1"),
+    Mutant("stops early before bending", f"{ENGINE}/easy.py", ".eps ** (1 / 3)", ".eps ** (1 / 10)"),
+    Mutant("bends the other way", f"{ENGINE}/sigmoid.py", "(p, -s * s, out=out)", "(p, s * s, out=out)"),
+    Mutant("quick takes -inf", f"{ENGINE}/easy.py", "not float(x.amin()) > -math.inf", "False"),
+    Mutant("padding taken for scores", f"{ENGINE}/threshold.py", "clean=easy is not None", "clean=True"),
     Mutant(
         "half-precision solve",
         f"{ENGINE}/apply.py",

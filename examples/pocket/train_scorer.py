@@ -14,23 +14,27 @@ from pathlib import Path
 
 import tokenops
 from tokenops import pocket
-from tokenops.pocket.scorer_training import CURRICULA, RELAXATIONS, train_scorer
+from tokenops.pocket.scorer_training import BUDGETS, CURRICULA, RELAXATIONS, train_scorer
 
 
 def main() -> None:
     """Train, save and report held-out accuracy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--keep", type=float, default=0.2)
+    parser.add_argument(
+        "--keep", type=float, nargs="+", default=BUDGETS, help="one, or two to draw it between in every step"
+    )
     parser.add_argument("--gate", choices=["attention", "multiply"], default="attention")
-    parser.add_argument("--curriculum", choices=list(CURRICULA), default="paper")
-    parser.add_argument("--relaxation", choices=list(RELAXATIONS), default="soft")
+    parser.add_argument("--curriculum", choices=list(CURRICULA), default="none")
+    parser.add_argument("--relaxation", choices=list(RELAXATIONS), default="systematic")
     parser.add_argument("--seed", type=int, default=0)
     options = vars(parser.parse_args())
     out: Path = options.pop("out")
+    low, *high = options.pop("keep")
+    options["keep"] = (low, *high) if high else low
     model, processor = pocket.load()
     pipeline = train_scorer(model, processor, **options)
     tokenops.save(pipeline, out)

@@ -176,7 +176,7 @@ MISPLACED: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     (
         "a scorer that relaxes",
         lambda a: a["selector"]["arguments"].update(relax=NORM),
-        r"selector/TopK: a relaxation as relax, got feature_norm \(scorer\)",
+        r"selector/TopK: a relaxation or sampler as relax, got feature_norm \(scorer\)",
     ),
     (
         "a knob it lacks",

@@ -200,3 +200,13 @@ print(load("saved").state_dict())
     out = subprocess.check_output([sys.executable, "-c", code], cwd=tmp_path, env=environment, text=True)
     assert "load: import mine first: it defines mine:Mine, got no such component yet" in out
     assert "tensor([0., 1., 2.])" in out
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in OURS if e.kind in ("relaxation", "sampler")], ids=lambda e: e.name
+)
+def test_whatever_a_scorer_was_trained_with(entry: Entry, tmp_path: Path) -> None:
+    from tokenops.recipes import visionselector
+    from tokenops.selectors.scorers import LearnedScorer
+
+    again(visionselector(LearnedScorer(8), keep=0.2, relax=entry.component), tmp_path)

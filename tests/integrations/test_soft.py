@@ -219,3 +219,38 @@ def test_a_gate_in_attention_refuses_a_cached_past() -> None:
         with pytest.raises(TokenOpsError, match="soft masks without a cache"):
             model(**inputs, past_key_values=cache)
         assert cache.get_seq_length() == before
+
+
+@backends
+@families
+def test_a_token_at_zero_learns_what_it_would_add(family: str, backend: str) -> None:
+    """The slope at 0 and 1 of a gate that takes a gradient, by one-sided differences."""
+    model = ref.model(family, backend, dtype=torch.float64).train()
+    exact_norms(model)
+    inputs = ref.to(tiny.batch(ref.prompts(family)), torch.float64)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] >= tiny.IMAGE, -100)
+    most = max(len(at) for _, at in ref.units(inputs["input_ids"]))
+    gates = (torch.arange(6 * most).view(6, most) % 3 == 0).double().requires_grad_()
+
+    def gate(x: Tensor, mask: Tensor) -> Tensor:
+        return gates[:, : x.shape[1]] * mask if len(x) == 6 else mask.to(x.dtype)
+
+    with tokenops.attach(model, soft(gate, "attention")):
+
+        def loss() -> Tensor:
+            out = model(**inputs, use_cache=False).logits
+            return nn.functional.cross_entropy(out[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+        (gradient,) = torch.autograd.grad(loss(), gates)
+        dropped = gates == 0
+        assert gradient[dropped].abs().max() > 1e-4
+        for entries in (dropped, ~dropped):
+            strongest = (gradient.abs() * entries).argmax()
+            inward = 1e-4 if entries is dropped else -1e-4
+            with torch.no_grad():
+                here = loss()
+                gates.view(-1)[strongest] += inward
+                there = loss()
+                gates.view(-1)[strongest] -= inward
+            slope = float((there - here) / inward)
+            assert slope == pytest.approx(float(gradient.view(-1)[strongest]), rel=0.02)

@@ -115,7 +115,7 @@ def test_leaves_weights_and_the_random_generator_alone() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_weights_and_features(dtype: torch.dtype) -> None:
-    """Computed in float32 from what the half-precision numbers are."""
+    """Factors in float32, products in the features' dtype, float32 scores; rounded as in the layer."""
     layer = Layer()
     weights = [w.to(dtype) for w in (layer.w_q, layer.w_k)]
     x, visual = torch.randn(2, 30, layer.d).to(dtype), torch.rand(2, 30) < 0.7
@@ -127,7 +127,11 @@ def test_half_precision_weights_and_features(dtype: torch.dtype) -> None:
     expected = exact(x.double(), visual=visual).detach()
     got = made(x, visual=visual).detach()
     assert got.dtype == torch.float32
-    assert_close(got, expected, 1e-4 * float(expected.max()))
+    assert {t.dtype for t in made.queries_and_keys(x)} == {dtype}
+    # an entry of q or k is off by a few roundings, a logit by as much times its size
+    assert_close(got, expected, 16 * torch.finfo(dtype).eps * float(expected.max()))
+    plain = made(x.float(), visual=visual).detach()
+    assert_close(plain, expected, 1e-4 * float(expected.max()))
     assert made.to(dtype)(x, visual=visual).dtype == torch.float32
 
 

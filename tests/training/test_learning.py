@@ -12,7 +12,7 @@ from training import kit
 
 import tokenops
 from tokenops.recipes import visionselector
-from tokenops.selectors.relaxations import soft_topk
+from tokenops.selectors.relaxations import soft_topk, systematic_topk
 from tokenops.selectors.scorers import LearnedScorer
 from tokenops.training import Trainable, constant, linear
 
@@ -99,3 +99,13 @@ def test_straight_through_in_the_attention_gate_is_the_hard_selection() -> None:
     assert t.metrics["soft_hard_bce"] == 0
     assert t.metrics["task_loss"].item() == pytest.approx(hard_loss(t, batch), rel=1e-5)
     assert any(g.any() for g in kit.gradients(t).values())
+
+
+@pytest.mark.parametrize("gate", ["attention", "multiply"])
+def test_sampled_hard_masks(gate: str) -> None:
+    """Masks drawn hard teach through both gates, and the auxiliary loss leaves them alone."""
+    for curriculum in (constant(0.0), constant(2.0)):
+        first, last = learn(systematic_topk, gate, curriculum, steps=150)
+        assert first["soft_hard_bce"] == last["soft_hard_bce"] == 0
+        assert first["soft_hard_gap"] > 0
+        assert last["hard"] < {"attention": 0.9, "multiply": 1.0}[gate] * first["hard"]

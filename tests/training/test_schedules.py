@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenops import TokenOpsError
-from tokenops.training import Schedule, constant, cosine, exponential, linear
+from tokenops.training import Schedule, constant, cosine, exponential, linear, log_uniform
 
 value = st.floats(-10, 10)
 progress = st.floats(0, 1)
@@ -77,3 +77,24 @@ def monotone_and_bounded(schedule: Schedule, a: float, b: float, p: float, q: fl
 def test_begin_outside_the_run(begin: float) -> None:
     with pytest.raises(TokenOpsError, match="begin"):
         linear(0.0, 1.0, begin=begin)
+
+
+@given(st.floats(1e-3, 1), st.floats(1, 1e3), st.integers(0, 9))
+def test_log_uniform(low: float, factor: float, seed: int) -> None:
+    high = low * factor
+    drawn = [log_uniform(low, high, seed=seed)(i / 200) for i in range(200)]
+    assert all(low * (1 - 1e-12) <= value <= high * (1 + 1e-12) for value in drawn)
+    assert drawn == [log_uniform(low, high, seed=seed)(i / 200) for i in range(200)]
+    middle = sum(math.log(value) for value in drawn) / 200
+    # 5 standard errors of a mean of 200 uniform draws
+    assert abs(middle - (math.log(low) + math.log(high)) / 2) <= 0.103 * math.log(factor) + 1e-9
+
+
+def test_log_uniform_seeds_differ() -> None:
+    assert log_uniform(1, 2, seed=0)(0.5) != log_uniform(1, 2, seed=1)(0.5)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (2.0, 1.0), (1.0, math.inf), (math.nan, 1.0)])
+def test_log_uniform_bad_input(low: float, high: float) -> None:
+    with pytest.raises(TokenOpsError, match="0 < low <= high"):
+        log_uniform(low, high)

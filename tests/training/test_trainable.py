@@ -10,6 +10,7 @@ from integrations import tiny
 from torch import nn
 from training import kit
 
+import tokenops
 from tokenops import Pipeline, Prune, TokenOpsError
 from tokenops.integrations import low_rank_factors
 from tokenops.recipes import alvts, random, visionselector
@@ -175,3 +176,31 @@ def test_a_route_is_calibrated_not_trained() -> None:
     assert all(p.grad is not None for p in trained)
     assert not any(p.requires_grad for p in factors.parameters())
     made.remove()
+
+
+def test_a_budget_of_training_holds_in_training_only() -> None:
+    """Drawn anew for every step, taken back after the forward pass, whatever happens in it."""
+    made = kit.pipeline(keep=0.3)
+    selector, seen = made.stages["after_projector"].selector, []
+    selector.register_forward_hook(lambda module, *_: seen.append(module.keep))
+    t = Trainable(tiny.llava(), made, keep=lambda p: 0.5 - 0.2 * p).train()
+    batch = tiny.batch(kit.rows("llava"))
+    for t.progress in (0.0, 0.5):
+        t(**batch)["loss"].backward()
+        assert selector.keep == 0.3
+    t.eval()
+    t(**batch)
+    assert set(seen[-3:]) == {0.5, 0.4, 0.3}
+    t.train()
+    t.keep = lambda p: 7.5
+    with pytest.raises(TokenOpsError, match="keep"):
+        t(**batch)
+    assert selector.keep == 0.3
+    t.remove()
+
+
+def test_a_budget_that_is_no_function() -> None:
+    model = tiny.llava()
+    with pytest.raises(TokenOpsError, match="keep as a function of progress"):
+        Trainable(model, kit.pipeline(), keep=0.2)  # type: ignore[arg-type]
+    assert tokenops.integrations.attached(model) is None

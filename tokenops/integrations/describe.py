@@ -35,11 +35,11 @@ PACKAGES = (
 STAGES = (Pipeline, Prune, Merge)
 DEPTH = 100  # lists and dicts inside each other; a pipeline takes about three for each component
 SLOTS = {
-    ("stage/Prune", "selector"): "selector",
-    ("stage/Merge", "selector"): "selector",
-    ("stage/Merge", "merger"): "merger",
-    ("selector/TopK", "scorer"): "scorer",
-    ("selector/TopK", "relax"): "relaxation",
+    ("stage/Prune", "selector"): ("selector",),
+    ("stage/Merge", "selector"): ("selector",),
+    ("stage/Merge", "merger"): ("merger",),
+    ("selector/TopK", "scorer"): ("scorer",),
+    ("selector/TopK", "relax"): ("relaxation", "sampler"),
 }
 _ALSO = {"kernel/hard_topk": "relaxation"}
 _VALUE = "a finite number, string, registered component, or a list or dict of these"
@@ -202,10 +202,10 @@ class _Build:
         made = value.func if isinstance(value, functools.partial) else value
         plain = id(made) in self.kinds
         kinds = self.kinds.get(id(made if plain else type(made)), set())
-        if wanted not in kinds:
+        if not kinds.intersection(wanted):
             got = f"{name_of(made)} ({', '.join(sorted(kinds)) or 'none of the kinds'})"
-            raise TokenOpsError(owner, f"a {wanted} as {argument}", got)
-        if plain and wanted == "selector" and "mask" not in (taken := inspect.signature(value).parameters):
+            raise TokenOpsError(owner, f"a {' or '.join(wanted)} as {argument}", got)
+        if plain and "selector" in wanted and "mask" not in (taken := inspect.signature(value).parameters):
             if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
                 got = f"{name_of(made)} of ({', '.join(taken)})"
                 raise TokenOpsError(owner, f"a selector that takes (x, *, mask) as {argument}", got)

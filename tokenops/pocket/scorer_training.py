@@ -14,9 +14,9 @@ from tokenops.errors import TokenOpsError
 from tokenops.pipeline import Pipeline
 from tokenops.pocket.scenes import make_scene
 from tokenops.recipes import visionselector
-from tokenops.selectors.relaxations import soft_topk
+from tokenops.selectors.relaxations import soft_topk, systematic_topk
 from tokenops.selectors.scorers import LearnedScorer
-from tokenops.training.schedules import Schedule, linear
+from tokenops.training.schedules import Schedule, linear, log_uniform
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -29,7 +29,10 @@ CURRICULA: dict[str, Schedule] = {
 RELAXATIONS: dict[str, Callable[..., torch.Tensor]] = {
     "soft": soft_topk,
     "straight-through": functools.partial(soft_topk, hard=True),
+    "systematic": systematic_topk,
 }
+BUDGETS = (0.05, 0.5)
+"""Between these the budget of a training step is drawn, log-uniformly; the mean is 0.2."""
 
 
 class Questions(Dataset[dict[str, Any]]):
@@ -56,13 +59,13 @@ def train_scorer(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
     *,
-    steps: int = 400,
+    steps: int = 800,
     batch: int = 32,
     lr: float = 3e-3,
-    keep: float = 0.2,
+    keep: float | tuple[float, float] = BUDGETS,
     gate: str = "attention",
-    curriculum: str = "paper",
-    relaxation: str = "soft",
+    curriculum: str = "none",
+    relaxation: str = "systematic",
     seed: int = 0,
     progress: bool = True,
 ) -> Pipeline:
@@ -74,7 +77,8 @@ def train_scorer(
         steps: optimizer steps of ``batch`` questions each.
         batch: questions per step.
         lr: peak learning rate of a cosine schedule with 3 % warm-up.
-        keep: budget in training.
+        keep: budget in training, or the two between which it is drawn for every step. The pipeline comes back
+            with a budget of 0.2 in the latter case.
         gate: ``"attention"`` or ``"multiply"``, see :class:`tokenops.Prune`.
         curriculum: a name in :data:`CURRICULA`.
         relaxation: a name in :data:`RELAXATIONS`.
@@ -96,8 +100,10 @@ def train_scorer(
         raise TokenOpsError("train_scorer", names, (curriculum, relaxation))
     set_seed(seed)
     scorer = LearnedScorer(model.lm_head.in_features)
-    pipeline = visionselector(scorer, keep=keep, relax=RELAXATIONS[relaxation], gate=gate)
-    trainable = Trainable(model, pipeline, curriculum=CURRICULA[curriculum])
+    drawn = log_uniform(*keep, seed=seed) if isinstance(keep, tuple) else None
+    own = 0.2 if isinstance(keep, tuple) else keep
+    pipeline = visionselector(scorer, keep=own, relax=RELAXATIONS[relaxation], gate=gate)
+    trainable = Trainable(model, pipeline, curriculum=CURRICULA[curriculum], keep=drawn)
     try:
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokenops.errors import TokenOpsError
 from tokenops.training.annealed import Annealed
 from tokenops.training.losses import soft_hard_bce, soft_hard_gap
-from tokenops.training.schedules import Schedule, constant, cosine, exponential, linear
+from tokenops.training.schedules import Schedule, constant, cosine, exponential, linear, log_uniform
 
 if TYPE_CHECKING:
     from tokenops.training.calibration import Calibration, calibrate
@@ -41,6 +41,7 @@ __all__ = [
     "layer_budgets",
     "layer_gains",
     "linear",
+    "log_uniform",
     "soft_hard_bce",
     "soft_hard_gap",
 ]

@@ -1,8 +1,9 @@
-"""Schedules: the weight of a loss, or a temperature, as a function of training progress in [0, 1]."""
+"""Schedules: the weight of a loss, a temperature or a budget as a function of training progress in [0, 1]."""
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 
 from tokenops.errors import TokenOpsError
@@ -67,3 +68,26 @@ def exponential(start: float, end: float) -> Schedule:
         if not 0 < value < math.inf:
             raise TokenOpsError("exponential", f"{name} > 0", value)
     return lambda progress: start ** (1.0 - progress) * end**progress
+
+
+def log_uniform(low: float, high: float, *, seed: int = 0) -> Schedule:
+    r"""A fresh draw at every step, small values as often as large ones: budgets a scorer is to serve.
+
+    .. math:: \lambda(p) = a\,(b / a)^{U_p}, \qquad U_p \sim \mathcal U[0, 1), \qquad
+        \mathrm E\,\lambda = \frac{b - a}{\ln(b / a)}
+
+    U depends on the seed and p alone, so a resumed run continues exactly and every micro-batch of a step sees
+    the same value.
+
+    Raises:
+        TokenOpsError: not 0 < ``low`` <= ``high``.
+
+    >>> budget = log_uniform(0.05, 0.5)
+    >>> budget(0.25) == budget(0.25), budget(0.25) == budget(0.5)
+    (True, False)
+    >>> sum(0.05 <= budget(i / 100) < 0.5 for i in range(100))
+    100
+    """
+    if not 0 < low <= high < math.inf:
+        raise TokenOpsError("log_uniform", "0 < low <= high", (low, high))
+    return lambda progress: low * (high / low) ** random.Random(f"{seed} {progress!r}").random()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tokenops.budget import Budget
 from tokenops.errors import TokenOpsError
 from tokenops.integrations.attaching import attach
 from tokenops.integrations.families import Family
@@ -25,10 +27,10 @@ class Trainable(nn.Module):
     .. math:: L = \mathrm{CE} + \lambda(p)\,\mathrm{BCE}(m_\text{soft}, m_\text{hard})
 
     with p the training progress set by :class:`~tokenops.training.Curriculum` (VisionSelector, arXiv
-    2510.16598, §3.3). The model is attached and frozen on construction; ``remove()`` ends both. Only the
-    pipeline's parameters are parameters of this module, so optimizers, DistributedDataParallel and
-    checkpoints see nothing else. ``train()`` and ``eval()`` switch model and pipeline together: soft masks in
-    training, hard selection in evaluation.
+    2510.16598, §3.3). Entries that a sampler draws as 0 or 1 add nothing to the second term. The model is
+    attached and frozen on construction; ``remove()`` ends both. Only the pipeline's parameters are parameters
+    of this module, so optimizers, DistributedDataParallel and checkpoints see nothing else. ``train()`` and
+    ``eval()`` switch model and pipeline together: soft masks in training, hard selection in evaluation.
 
     The task loss is the mean over label tokens; the auxiliary loss of a sample is the mean over its images,
     weighted by the sample's share of the label tokens. Both are sums over samples once the number of label
@@ -40,11 +42,13 @@ class Trainable(nn.Module):
         pipeline: what to train; at least one parameter outside a route must require a gradient. Those of a
             route are frozen.
         curriculum: weight of the auxiliary loss, progress in [0, 1] -> float.
+        keep: budget in training, progress in [0, 1] -> keep, for every component with a budget outside a
+            route; their own budgets hold in evaluation. None trains at them.
         family: as in :func:`tokenops.attach`.
 
     Raises:
-        TokenOpsError: nothing to train, a curriculum that is no function, or whatever ``attach`` refuses; the
-            model is unchanged then. In training: a pipeline that selects without a soft mask.
+        TokenOpsError: nothing to train, a curriculum or keep that is no function, or whatever ``attach``
+            refuses; the model is unchanged then. In training: a pipeline that selects without a soft mask.
 
     >>> from tokenops import pocket
     >>> from tokenops.recipes import visionselector
@@ -79,6 +83,7 @@ class Trainable(nn.Module):
         pipeline: Pipeline,
         *,
         curriculum: Schedule | None = None,
+        keep: Schedule | None = None,
         family: Family | None = None,
     ) -> None:
         super().__init__()
@@ -91,6 +96,8 @@ class Trainable(nn.Module):
             raise TokenOpsError("Trainable", "a pipeline with parameters to train", repr(pipeline))
         if curriculum is not None and not callable(curriculum):
             raise TokenOpsError("Trainable", "curriculum as a function of progress", repr(curriculum))
+        if keep is not None and not callable(keep):
+            raise TokenOpsError("Trainable", "keep as a function of progress", repr(keep))
         self.handle = attach(model, pipeline, family=family)
         self.pipeline = pipeline
         self.__dict__["model"] = model
@@ -102,6 +109,7 @@ class Trainable(nn.Module):
         for parameter in trained:
             parameter.requires_grad_(True)
         self.curriculum: Schedule = linear(0.1, 2.0) if curriculum is None else curriculum
+        self.keep = keep
         self.progress = 0.0
         self.metrics: dict[str, Tensor] = {}
         self.train(model.training)
@@ -173,7 +181,8 @@ class Trainable(nn.Module):
             if isinstance(module, Annealed):
                 module.progress = self.progress
         before = self.handle.decision
-        logits = self.model(**{"use_cache": False, **inputs}).logits
+        with self._budget():
+            logits = self.model(**{"use_cache": False, **inputs}).logits
         # the handle keeps the last decision there was: a batch of text only makes none
         decision = None if self.handle.decision is before else self.handle.decision
         targets = labels[:, 1:].to(logits.device)
@@ -187,6 +196,27 @@ class Trainable(nn.Module):
         if self.training:
             loss = loss + self._auxiliary_loss(decision, counts, total)
         return {"loss": loss, "logits": logits}
+
+    @contextmanager
+    def _budget(self) -> Iterator[None]:
+        """The budget of now in every component that has one, while training."""
+        if self.keep is None or not self.training:
+            yield
+            return
+        own = {module: module.keep for module in self._budgeted()}
+        try:
+            for module in own:
+                module.keep = self.keep(self.progress)
+            yield
+        finally:
+            for module, keep in own.items():
+                module.keep = keep
+
+    def _budgeted(self) -> list[Any]:
+        route = self.pipeline.stages.get("layers")
+        routed = set() if route is None else set(route.modules())
+        found = (m for m in self.pipeline.modules() if isinstance(getattr(type(m), "keep", None), Budget))
+        return [module for module in found if module not in routed]
 
     def _check_labels(self, labels: Tensor, ids: Tensor | None) -> None:
         """A visual token is predicted by nothing that stays."""
@@ -204,10 +234,12 @@ class Trainable(nn.Module):
         soft, hard, mask = decision.chosen.gate, decision.chosen.mask, decision.mask
         images = decision.rows.bincount(minlength=counts.shape[0])
         share = counts.to(images.device) / images.clamp(min=1) / _at_least_one(total)
-        bce = soft_hard_bce(soft, hard, mask, weight=share[decision.rows])
+        # a mask drawn hard differs from the best k by chance; there is no gap to close
+        apart = torch.where((soft == 0) | (soft == 1), hard.to(soft.dtype), soft)
+        bce = soft_hard_bce(apart, hard, mask, weight=share[decision.rows])
         weight = self.curriculum(self.progress)
         self.metrics |= {
-            "soft_hard_bce": soft_hard_bce(soft, hard, mask).detach(),
+            "soft_hard_bce": soft_hard_bce(apart, hard, mask).detach(),
             "soft_hard_gap": soft_hard_gap(soft, hard, mask).detach(),
             "curriculum": torch.tensor(weight),
         }

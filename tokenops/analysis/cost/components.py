@@ -154,13 +154,17 @@ def _diverse(component: Diverse, site: Site) -> Iterable[Op]:
 
 @counts(LowRankAttention)
 def _low_rank(scorer: LowRankAttention, site: Site) -> Iterable[Op]:
-    """Two projections and a map in chunks of rows, with the columns' sums over visual and over text rows."""
+    """Two projections and a float32 map in chunks of rows, summed over visual and over text rows."""
     tokens, n = site.rows * site.n, site.n
     heads, keys, width = 1, 1, scorer.rank
-    yield from [_product(tokens, scorer.dim, scorer.rank)] * 2
+
+    def projected(inner: int, columns: int) -> Op:  # the weights are float32 and cast
+        return Op(2 * tokens * inner * columns, site.size * tokens * inner + 4 * inner * columns)
+
+    yield from [projected(scorer.dim, scorer.rank)] * 2
     if scorer.softmax == "head":
         heads, keys, width = scorer.heads, scorer.kv_heads, scorer.head_dim
-        yield from (_product(tokens, scorer.rank, h * width) for h in (heads, keys))
+        yield from (projected(scorer.rank, h * width) for h in (heads, keys))
     pairs = n * (n + 1) // 2 if scorer.causal and site.pairs == "causal" else n * n
     moved = 4 * tokens * width * (heads + keys)
     yield Op(2 * site.rows * heads * pairs * (width + 2), moved, wide=True)

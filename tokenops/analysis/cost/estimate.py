@@ -43,8 +43,9 @@ def cost(
     * Every operation reads its inputs and weights and writes its outputs once. Norms, activations and
       residuals count nothing, attention maps never reach memory: the time is a bound from below.
     * Logits are those of the last token. Embedding look-ups are free, also where the head is tied to them.
-    * Selections run in float32, at the device's float32 rate, as the components compute. Their kernels'
-      launches are counted (``launches``), in no other number.
+    * Selections run in float32, at the device's float32 rate, as the components compute; but for the
+      projections of low-rank attention, which are the model's dtype. Their kernels' launches are counted
+      (``launches``), in no other number.
     * Rows of a batch are alike: ``tokens`` and ``text`` are those of one row.
 
     Args:

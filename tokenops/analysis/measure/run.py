@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokenops.analysis.measure.memory import NO_PROFILER, peak_bytes, stored_bytes
 from tokenops.analysis.measure.overhead import timed_stages
-from tokenops.analysis.measure.timing import Timer, interleaved
+from tokenops.analysis.measure.timing import Timer, interleaved, settle_allocator
 from tokenops.integrations import Family, Trace, attach
 from tokenops.pipeline import Pipeline
 from tokenops.recipes import random
@@ -165,6 +165,7 @@ def take_times(bench: Bench, warmup: int, runs: int, step: Callable[[], None]) -
     """All contenders interleaved, the first ``warmup`` rounds thrown away; then their stages alone."""
     times = {name: Times([], [], []) for name in bench.contenders}
     names = list(times)
+    settle_allocator()
     for number, name in interleaved(names, warmup + runs):
         tidy()
         with bench.running(name):

@@ -78,6 +78,17 @@ def timer_for(device: torch.device, name: str | None = None) -> tuple[str, Timer
     return name, cuda_events(device) if name == "cuda" else wall if name == "wall" else processor
 
 
+def settle_allocator() -> None:
+    """Free one block of 32 MB, as a process that has run for a while will have done.
+
+    Until then glibc gives large buffers back to the system whenever they are freed, and each new one costs a
+    page fault every 4 KB: up to a tenth of a forward pass, and now more, now less of it.
+
+    >>> settle_allocator()
+    """
+    torch.zeros(2**23 - 2**14)
+
+
 def interleaved(names: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
     """Every contender once per round, forwards and backwards in turn, so that drift hits all alike.
 

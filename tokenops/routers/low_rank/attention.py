@@ -45,8 +45,9 @@ class LowRankAttention(nn.Module):
         causal: token j looks at tokens 0 … j only, as in the layer. Scores then favour the first tokens of an
             image: more rows can look at them, and the first rows have little else to look at.
 
-    Shapes: x (b l d) the layer's normed input, see :meth:`scores` -> (b l). Everything is float32 (float64
-    for float64), also for half-precision x, and under autocast.
+    Shapes: x (b l d) the layer's normed input, see :meth:`scores` -> (b l). Queries and keys are made in the
+    dtype of x, as the layer's own are, the map and the scores in float32 (float64 for float64), also under
+    autocast.
 
     Raises:
         TokenOpsError: sizes that are no positive ints or do not fit; an unknown softmax.
@@ -213,6 +214,9 @@ class LowRankAttention(nn.Module):
     ) -> tuple[Float[Tensor, "b h l e"], Float[Tensor, "b g l e"]]:
         """Approximate queries and keys, one head of width R for the joint softmax; padding is taken as 0.
 
+        In the dtype of x, as the layer makes its own: float32 products would be the dearest part of scoring
+        on a GPU. What :func:`attention_scores` makes of them is float32 or wider.
+
         Raises:
             TokenOpsError: x of another width, rank or device; a mask not (b l); rope for the joint map, or of
                 other sizes.
@@ -227,8 +231,7 @@ class LowRankAttention(nn.Module):
         weight = self.q.weight
         if x.device != weight.device:
             raise TokenOpsError("LowRankAttention", f"x on {weight.device}", x.device)
-        wide = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
-        x = x.to(wide) if mask is None else x.to(wide).masked_fill(~mask[..., None], 0.0)
+        x = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
         with torch.autocast(x.device.type, enabled=False):
             q, k = _linear(self.q, x), _linear(self.k, x)
             if self.q_up is None or self.k_up is None:

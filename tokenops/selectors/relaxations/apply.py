@@ -16,7 +16,7 @@ from tokenops.kernels.topk import hard_topk
 from tokenops.selectors.relaxations.curves import Curve
 from tokenops.selectors.relaxations.segments import check_segments, in_rows
 from tokenops.selectors.relaxations.solver import Number, valid_tokens
-from tokenops.selectors.relaxations.threshold import Threshold
+from tokenops.selectors.relaxations.threshold import threshold_mask
 
 
 class Budgeted(NamedTuple):
@@ -154,7 +154,7 @@ def threshold_topk(
     if x.shape[-1] == 0:
         p, center, t = x * 0, x.new_zeros(*x.shape[:-1], 1), x.new_full((*x.shape[:-1], 1), -math.inf)
     else:
-        p, center, t = Threshold.apply(x, given.k, tau, mask, given.most, curve)
+        p, center, t = threshold_mask(x, given.k, tau, mask, given.most, curve)
     if isinstance(tau, Tensor):
         p = torch.where(tau > 0, p, math.nan).masked_fill(~valid_tokens(x, mask), 0.0)
     if hard or choose is not None:

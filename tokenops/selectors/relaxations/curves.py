@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -24,6 +24,9 @@ class Curve(NamedTuple):
         balanced: the hazards c/C and c/(1-C) add up to at least 1 and neither exceeds 1. Then the slope of
             the log-balance is in [1, 2] everywhere, and Newton steps on it need no bracket.
         smooth: c is continuous.
+        bend: (p, s, out) -> s + s² c'(p)/2, into out; times c(p), that is what a shift by s adds to second
+            order; optional.
+        refill: (u, v) -> None, turns u into p = C(u) and fills v with c(p), in place; optional, for speed.
 
     >>> from tokenops.selectors.relaxations.sigmoid import LOGISTIC
     >>> LOGISTIC.name, LOGISTIC.steepness
@@ -43,6 +46,8 @@ class Curve(NamedTuple):
     symmetric: bool = True
     balanced: bool = False
     smooth: bool = True
+    bend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    refill: Callable[[Tensor, Tensor], Any] | None = None
 
     def survival(self, u: Tensor) -> Tensor:
         """1 - C(u), without cancellation where C is symmetric."""

@@ -20,6 +20,8 @@ LOGISTIC = Curve(
     variance=math.pi**2 / 3,
     steepness=0.25,
     balanced=True,
+    bend=lambda p, s, out: torch.mul(p, -s * s, out=out).add_(s + s * s / 2),
+    refill=lambda u, v: torch.addcmul(u.sigmoid_(), u, u, value=-1, out=v),
 )
 
 

@@ -9,14 +9,13 @@ bounded (logistic, Laplace) the *log-balance* :math:`H = \log B - \log A` has a 
 scores, so a fixed number of Newton steps reaches rounding error. The other curves take Newton steps on B - A
 inside a bracket that the scores around the cut give. Neither branches on data.
 
-On a CPU, outside of ``torch.compile``, the k-th score is the dearest thing to find; :func:`quick` does
+On a CPU, outside of ``torch.compile``, the k-th score is the dearest thing to find; ``easy.py`` does
 without it where plain Newton steps settle.
 """
 
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -27,10 +26,6 @@ from tokenops.selectors.relaxations.curves import Curve
 Number = float | Tensor
 SATURATED = 1e4
 """Distance from the threshold, in temperatures, beyond which every curve is flat."""
-SAMPLE = 512
-"""Scores of a row that the first guess looks at."""
-NEAR = 8.0
-"""Distance of the threshold from the mean, in temperatures, up to which rounding at the mean does no harm."""
 
 
 def may_look(x: Tensor) -> bool:
@@ -190,81 +185,12 @@ def _bracketed(at: Cut, curve: Curve, steps: int) -> Tensor:
     return torch.where(best.isnan() | t.isnan(), t, best)
 
 
-def spread_rest(p: Tensor, k: Number, v: Tensor, slope: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def spread_rest(
+    p: Tensor, k: Number, v: Tensor, slope: Tensor, t: Tensor, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The mask moved along its density v to first order, so that its float64 sum is k, and its shift.
 
     The slope, the sum of v, is above 0. The shift is float64: rounding it would show in the balance.
     """
     rest = (k - p.sum(-1, True, dtype=torch.float64)) / slope
-    return torch.addcmul(p, v, rest.to(p.dtype)).clamp_(0, 1), t + rest
-
-
-def quick(x: Tensor, k: Number, tau: Number, curve: Curve) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Mask, centre and shift by Newton steps on the logarithm of the sum; None if they do not settle.
-
-    For eager CPU tensors without padding or -inf, 0 < k < n. The last sum is taken in float64 and what it
-    lacks is spread to first order, so the mask sums to k as well as its dtype can say.
-    """
-    n = x.shape[-1]
-    some = x[..., :: max(1, n // SAMPLE)]
-    center = some.sum(-1, True).mul_(1 / some.shape[-1])
-    spread = torch.linalg.vector_norm(some - center, dim=-1, keepdim=True).mul_(some.shape[-1] ** -0.5)
-    distance = x - center
-    if isinstance(tau, Tensor) or tau != 1:
-        distance, spread = distance / tau, spread / tau
-    if isinstance(k, Tensor):
-        guess, target = torch.special.ndtri(k / n).to(x.dtype), k.log().to(x.dtype)
-    else:
-        guess, target = NormalDist().inv_cdf(k / n), math.log(k)
-    t = spread.square_().add_(curve.variance).sqrt_().mul_(guess).add_(curve.mean)
-    fine = 1e-9 if x.dtype == torch.float64 else 5e-4
-    fine = fine if curve.smooth else 1e-2
-    scratch = torch.empty_like(distance)
-    for _ in range(6):
-        p = curve.value(torch.add(distance, t, out=scratch))
-        v, total = curve.density(p), p.sum(-1, True)
-        slope = v.sum(-1, True)
-        step = (target - total.log()).mul_(total).div_(slope)
-        furthest = float(step.abs().amax())
-        if furthest < fine:
-            return _finish(x, k, tau, curve, center, distance, t, (p, v, slope))
-        if not furthest < math.inf:
-            return None
-        t = t + step
-    return None
-
-
-def _finish(
-    x: Tensor,
-    k: Number,
-    tau: Number,
-    curve: Curve,
-    center: Tensor,
-    distance: Tensor,
-    t: Tensor,
-    last: tuple[Tensor, Tensor, Tensor],
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Spread the last of k over the mask of shift t; ``last`` holds the mask, its density and their sum."""
-    p, v, slope = last
-    if float(t.abs().amax()) >= NEAR:
-        # seen from the threshold itself, x - center is exact where it matters
-        center = center - t * tau
-        distance, t = (x - center) / tau, torch.zeros_like(t)
-        p = curve.value(distance)
-        v = curve.density(p)
-        slope = v.sum(-1, True)
-    if not curve.smooth:
-        # a first-order step may not cross a kink, unless it is as small as rounding
-        rounding = 8 * torch.finfo(x.dtype).eps
-        for _ in range(4):
-            step = ((k - p.sum(-1, True, dtype=torch.float64)) / slope).to(x.dtype)
-            if bool((step.abs() <= rounding * (1 + t.abs())).all()):
-                break
-            t = t + step
-            p = curve.value(distance + t)
-            v = curve.density(p)
-            slope = v.sum(-1, True)
-        else:
-            return None
-    p, t = spread_rest(p, k, v, slope, t)
-    return p, center, t
+    return torch.addcmul(p, v, rest.to(p.dtype), out=out).clamp_(0, 1), t + rest

@@ -9,20 +9,8 @@ import torch
 from torch import Tensor
 
 from tokenops.selectors.relaxations.curves import Curve
-from tokenops.selectors.relaxations.solver import (
-    SAMPLE,
-    Number,
-    may_look,
-    quick,
-    solve,
-    spread_rest,
-    valid_tokens,
-)
-
-
-def _inside(k: Number, n: int) -> bool:
-    share = k / n
-    return bool(((share > 0) & (share < 1)).all()) if isinstance(share, Tensor) else 0 < share < 1
+from tokenops.selectors.relaxations.easy import easy_mask
+from tokenops.selectors.relaxations.solver import Number, may_look, solve, spread_rest, valid_tokens
 
 
 def solve_mask(
@@ -30,12 +18,7 @@ def solve_mask(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mask (... n), 0 at padding, and (... 1) centre and shift; shapes as in :class:`Threshold`."""
     n = x.shape[-1]
-    full = mask is None and may_look(x) and x.numel() > 0
-    # a guess from every score meets -inf itself, one from a sample may not
-    full = full and (n < 2 * SAMPLE or float(x.amin()) > -math.inf)
-    if full and _inside(k, n) and (settled := quick(x, k, tau, curve)) is not None:
-        return settled
-    full = full and float(x.amin()) > -math.inf
+    full = mask is None and may_look(x) and x.numel() > 0 and float(x.amin()) > -math.inf
     limit, valid = torch.finfo(x.dtype).max / 4, mask
     if not full:
         valid = valid_tokens(x, mask)
@@ -56,6 +39,22 @@ def solve_mask(
     p = torch.where(every, 1.0, torch.where(none, 0.0, p))
     t = torch.where(every, math.inf, torch.where(none, -math.inf, t))
     return p if valid is None else p.masked_fill(~valid, 0.0), at.center, t
+
+
+def threshold_mask(
+    x: Tensor, k: Number, tau: Number, mask: Tensor | None, most: float, curve: Curve
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:class:`Threshold` by the shortest way that serves the tensors; arguments and results as there."""
+    arguments = x, k, tau, mask, most, curve
+    if not may_look(x) or _transforms_active():
+        return Threshold.apply(*arguments)
+    asked = any(isinstance(v, Tensor) and v.requires_grad for v in (x, k, tau))
+    if asked and torch.is_grad_enabled():
+        return Eager.apply(*arguments)
+    return easy_mask(x, k, tau, mask, curve) or solve_mask(*arguments)
+
+
+_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 class Threshold(torch.autograd.Function):
@@ -79,38 +78,17 @@ class Threshold(torch.autograd.Function):
         The threshold is centre - shift * tau: for reports, without gradient.
         ``most`` is a number that no k exceeds: less of a row has to be ranked then.
         """
-        return solve_mask(x, k, tau, mask, most, curve)
+        return easy_mask(x, k, tau, mask, curve) or solve_mask(x, k, tau, mask, most, curve)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep the mask, and scores and temperature where the temperature is a tensor."""
-        x, k, tau, _, _, curve = inputs
-        p, *where = output
-        ctx.mark_non_differentiable(*where)
-        ctx.curve, ctx.k_dtype = curve, k.dtype if isinstance(k, Tensor) else None
-        ctx.tau = None if isinstance(tau, Tensor) else tau
-        ctx.save_for_backward(p, *((x, tau) if isinstance(tau, Tensor) else ()))
+        _keep(ctx, inputs, output, clean=False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, k and tau, themselves differentiable."""
-        g, (p, *rest) = grads[0], ctx.saved_tensors
-        v = ctx.curve.density(p)
-        # what padding (a score of -inf too) hands back may be NaN, as what it holds may
-        g = torch.where(v > 0, g, 0.0)
-        total = v.sum(-1, True).clamp(min=torch.finfo(v.dtype).tiny)
-        mean = (v * g).sum(-1, True) / total
-        dx, dtau = v * (g - mean), None
-        if rest:
-            x, tau = rest
-            dx = dx / tau
-            if ctx.needs_input_grad[2]:
-                x = torch.where(v > 0, x, 0.0)
-                dtau = -(dx * (x - (v / total * x).sum(-1, True))).sum(-1, True) / tau
-        elif ctx.tau != 1:
-            dx = dx / ctx.tau
-        dk = None if ctx.k_dtype is None else mean.to(ctx.k_dtype)
-        return dx, dk, dtau, None, None, None
+        return _gradients(ctx, grads[0])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, tuple[int, int, int]]:
@@ -126,3 +104,53 @@ class Threshold(torch.autograd.Function):
 
         moved = [in_front(v, d) for v, d in zip(tensors, in_dims, strict=False)]
         return Threshold.apply(*moved, most, curve), (0, 0, 0)
+
+
+class Eager(torch.autograd.Function):
+    """:class:`Threshold` for eager CPU tensors outside of function transforms, at half the cost."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """As :class:`Threshold`."""
+        x, k, tau, mask, _, curve = arguments
+        easy = easy_mask(x, k, tau, mask, curve)
+        output = easy or solve_mask(*arguments)
+        _keep(ctx, arguments, output, clean=easy is not None)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """As :class:`Threshold`."""
+        return _gradients(ctx, grads[0])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], clean: bool) -> None:
+    """What the backward pass needs; ``clean`` says that nothing is padding."""
+    x, k, tau, _, _, curve = inputs
+    p, *where = output
+    ctx.mark_non_differentiable(*where)
+    ctx.curve, ctx.clean, ctx.k_dtype = curve, clean, k.dtype if isinstance(k, Tensor) else None
+    ctx.tau = None if isinstance(tau, Tensor) else tau
+    ctx.save_for_backward(p, *((x, tau) if isinstance(tau, Tensor) else ()))
+
+
+def _gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    p, *rest = ctx.saved_tensors
+    v = ctx.curve.density(p)
+    if not ctx.clean:
+        # what padding (a score of -inf too) hands back may be NaN, as what it holds may
+        g = torch.where(v > 0, g, 0.0)
+    total = v.sum(-1, True).clamp(min=torch.finfo(v.dtype).tiny)
+    weighted = v * g
+    mean = weighted.sum(-1, True) / total
+    dx, dtau = torch.addcmul(weighted, v, mean, value=-1), None
+    if rest:
+        x, tau = rest
+        dx = dx / tau
+        if ctx.needs_input_grad[2]:
+            x = torch.where(v > 0, x, 0.0)
+            dtau = -(dx * (x - (v / total * x).sum(-1, True))).sum(-1, True) / tau
+    elif ctx.tau != 1:
+        dx = dx / ctx.tau
+    dk = None if ctx.k_dtype is None else mean.to(ctx.k_dtype)
+    return dx, dk, dtau, None, None, None

@@ -1,0 +1,165 @@
+"""The threshold without ranking the scores: plain Newton steps, for eager CPU rows where they settle."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tokenops.selectors.relaxations.curves import Curve
+from tokenops.selectors.relaxations.solver import Number, may_look, spread_rest
+
+SAMPLE = 512
+"""Scores of a row that the first guess looks at."""
+NEAR = 8.0
+"""Distance of the threshold from the mean, in temperatures, up to which rounding at the mean does no harm."""
+
+
+def _inside(k: Number, n: int) -> bool:
+    share = k / n
+    return bool(((share > 0) & (share < 1)).all()) if isinstance(share, Tensor) else 0 < share < 1
+
+
+def easy_mask(
+    x: Tensor, k: Number, tau: Number, mask: Tensor | None, curve: Curve
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What :func:`solve_mask` returns, where looking at the values spares work; None where it would not.
+
+    Nothing is padding then, not even by a score of -inf.
+    """
+    n = x.shape[-1]
+    if mask is not None or x.numel() == 0 or not may_look(x):
+        return None
+    # a guess from every score meets -inf itself, one from a sample may not
+    if n >= 2 * SAMPLE and not float(x.amin()) > -math.inf:
+        return None
+    return quick(x, k, tau, curve) if _inside(k, n) else None
+
+
+class Easy(NamedTuple):
+    """Rows of an eager CPU tensor without padding or -inf, and what every try at them shares.
+
+    ``sample`` (... m) is every so many of the scores, ``center`` (... 1) its mean; ``distance`` (... n) is
+    (x - center)/tau.
+    """
+
+    x: Tensor
+    k: Number
+    tau: Number
+    curve: Curve
+    sample: Tensor
+    center: Tensor
+    distance: Tensor
+
+    def at(self, t: Tensor, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask and density at shift t (... 1); the buffers p and v (... n) may hold them."""
+        torch.add(self.distance, t, out=p)
+        if self.curve.refill is None:
+            p = self.curve.value(p)
+            return p, self.curve.density(p)
+        self.curve.refill(p, v)
+        return p, v
+
+
+def quick(x: Tensor, k: Number, tau: Number, curve: Curve) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Mask, centre and shift by Newton steps on the logarithm of the sum; None if they do not settle.
+
+    For eager CPU tensors without padding or -inf, 0 < k < n. The last sum is taken in float64 and what it
+    lacks is spread to first order, so the mask sums to k as well as its dtype can say.
+    """
+    n = x.shape[-1]
+    sample = x[..., :: max(1, n // SAMPLE)]
+    center = sample.sum(-1, True).mul_(1 / sample.shape[-1])
+    distance = x - center
+    if isinstance(tau, Tensor) or tau != 1:
+        distance = distance / tau
+    rows = Easy(x, k, tau, curve, sample, center, distance)
+    buffers = torch.empty_like(distance), torch.empty_like(distance)
+    for guess in (_by_moments, _by_rank):
+        if (found := _newton(rows, guess(rows), *buffers)) is not None:
+            return found
+    return None
+
+
+def _by_moments(rows: Easy) -> Tensor:
+    """The shift (... 1) if scores and curve together were normal."""
+    sample, curve, share = rows.sample, rows.curve, rows.k / rows.x.shape[-1]
+    spread = torch.linalg.vector_norm(sample - rows.center, dim=-1, keepdim=True)
+    spread = spread.mul_(sample.shape[-1] ** -0.5)
+    if isinstance(rows.tau, Tensor) or rows.tau != 1:
+        spread = spread / rows.tau
+    if isinstance(share, Tensor):
+        quantile = torch.special.ndtri(share).to(sample.dtype)
+    else:
+        quantile = NormalDist().inv_cdf(share)
+    return spread.square_().add_(curve.variance).sqrt_().mul_(quantile).add_(curve.mean)
+
+
+def _by_rank(rows: Easy) -> Tensor:
+    """The shift (... 1) that puts the threshold on the sample's own quantile: tails may be heavy."""
+    m = rows.sample.shape[-1]
+    ranked = rows.sample.sort(-1, descending=True).values
+    share = rows.k / rows.x.shape[-1]
+    if isinstance(share, Tensor):
+        edge = ranked.gather(-1, (share * m).long())
+    else:
+        edge = ranked[..., math.floor(share * m)].unsqueeze(-1)
+    return (rows.center - edge) / rows.tau
+
+
+def _newton(rows: Easy, t: Tensor, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Newton steps from shift t; a curve that bends may stop a step early and be moved to second order."""
+    curve, k = rows.curve, rows.k
+    target = k.log().to(t.dtype) if isinstance(k, Tensor) else math.log(k)
+    wide = t.dtype == torch.float64
+    fine = 1e-2 if not curve.smooth else 1e-9 if wide else 5e-4
+    if curve.bend is not None:
+        fine = torch.finfo(t.dtype).eps ** (1 / 3)
+    for _ in range(6):
+        p, v = rows.at(t, p, v)
+        total, slope = p.sum(-1, True), v.sum(-1, True)
+        step = (target - total.log()).mul_(total).div_(slope)
+        furthest = float(step.abs().amax())
+        if furthest < fine:
+            return _finish(rows, t, step, p, v, slope)
+        if not furthest < math.inf:
+            return None
+        t = t + step
+    return None
+
+
+def _finish(
+    rows: Easy, t: Tensor, step: Tensor, p: Tensor, v: Tensor, slope: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Spread the last of k over the mask of shift t; ``step`` is what Newton would do next."""
+    curve, k, center = rows.curve, rows.k, rows.center
+    if float(t.abs().amax()) >= NEAR:
+        # seen from the threshold itself, x - center is exact where it matters
+        center = center - t * rows.tau
+        t = torch.zeros_like(t)
+        rows = rows._replace(distance=(rows.x - center) / rows.tau)
+        p, v = rows.at(t, p, v)
+        slope = v.sum(-1, True)
+        step = ((k - p.sum(-1, True)) / slope).to(p.dtype)
+        if not float(step.abs().amax()) < 1e-2:  # scores so large that their rounding moved the threshold
+            return None
+    if curve.bend is not None:
+        p.addcmul_(v, curve.bend(p, step, rows.distance))
+        t = t + step
+    if not curve.smooth:
+        # a first-order step may not cross a kink, unless it is as small as rounding
+        rounding = 8 * torch.finfo(p.dtype).eps
+        for _ in range(4):
+            step = ((k - p.sum(-1, True, dtype=torch.float64)) / slope).to(p.dtype)
+            if bool((step.abs() <= rounding * (1 + t.abs())).all()):
+                break
+            t = t + step
+            p, v = rows.at(t, p, v)
+            slope = v.sum(-1, True)
+        else:
+            return None
+    p, t = spread_rest(p, k, v, slope, t, out=p)
+    return p, center, t
