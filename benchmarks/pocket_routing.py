@@ -44,6 +44,7 @@ def methods(model: Any) -> Iterator[tuple[str, int, Pipeline]]:
     for k in COUNTS:
         yield "ALVTS", k, recipes.alvts(ours, k)
         yield "ALVTS, not calibrated", k, recipes.alvts(svd, k)
+        yield "ALVTS, heads apart", k, alvts(k, softmax="head")
         yield "ALVTS, teacher scores", k, recipes.alvts(exact, k)
         yield "ALVTS, ratios by score mass", k, recipes.alvts(ours, allocate(mass, k / N, floor=0.02))
         yield "ALVTS, ratios by gain", k, recipes.alvts(ours, per_layer(layer_counts("alvts")[k]))
@@ -104,6 +105,7 @@ def compare(
 
 PAIRS = [
     ("ALVTS", "ALVTS, not calibrated"),
+    ("ALVTS, heads apart", "ALVTS"),
     ("ALVTS, ratios by gain", "ALVTS"),
     ("ALVTS, ratios by score mass", "ALVTS"),
     ("FastV's choice, skip", "FastV (exit)"),

@@ -11,7 +11,13 @@ READY = (
     ("nothing; factors of the model's own weights", ("ALVTS, not calibrated",)),
     (
         "calibrate factors on a few samples",
-        ("ALVTS", "ALVTS, ratios by score mass", "ALVTS, ratios by gain", "hybrid DivPrune x2"),
+        (
+            "ALVTS",
+            "ALVTS, heads apart",
+            "ALVTS, ratios by score mass",
+            "ALVTS, ratios by gain",
+            "hybrid DivPrune x2",
+        ),
     ),
     ("train a scorer", ("VisionSelector",)),
     ("both", ("hybrid x1.5", "hybrid x2", "hybrid x3", "hybrid x2, ratios by gain")),

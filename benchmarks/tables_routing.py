@@ -7,6 +7,7 @@ from tables_kit import markdown, read
 SHOWN = (
     "ALVTS",
     "ALVTS, not calibrated",
+    "ALVTS, heads apart",
     "ALVTS, teacher scores",
     "ALVTS, ratios by score mass",
     "ALVTS, ratios by gain",
@@ -25,6 +26,7 @@ FIRST = (
     "hybrid DivPrune x2",
     "ALVTS",
     "ALVTS, ratios by gain",
+    "ALVTS, heads apart",
     "VisionSelector",
     "DivPrune",
     "VisionZip",

@@ -42,7 +42,7 @@ MUTANTS = (
     Mutant("stops early before bending", f"{ENGINE}/easy.py", ".eps ** (1 / 3)", ".eps ** (1 / 10)"),
     Mutant("bends the other way", f"{ENGINE}/sigmoid.py", "(p, -s * s, out=out)", "(p, s * s, out=out)"),
     Mutant("quick takes -inf", f"{ENGINE}/easy.py", "not float(x.amin()) > -math.inf", "False"),
-    Mutant("padding taken for scores", f"{ENGINE}/threshold.py", "clean=easy is not None", "clean=True"),
+    Mutant("padding taken for scores", f"{ENGINE}/threshold.py", "not float(v.amin()) > 0 if", "False if"),
     Mutant(
         "half-precision solve",
         f"{ENGINE}/apply.py",

@@ -2,6 +2,7 @@
 
     python examples/pocket/allocate_layers.py --out tokenops/pocket/factors/layers.json
 
+What --out holds for other methods and counts stays.
 Scenes of the training split only. For another model: ``layer_budgets`` with any processor outputs.
 """
 
@@ -31,6 +32,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--counts", type=int, nargs="+", default=[72, 43, 29, 16, 14, 7])
+    parser.add_argument("--methods", nargs="+", choices=["alvts", "hybrid"], default=["alvts", "hybrid"])
     parser.add_argument("--items", type=int, default=12, help="batches of 64 questions")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -39,17 +41,19 @@ def main() -> None:
     data = list(calibration_data(processor, options.items, batch=64, seed=options.seed))
     factors = alvts().stages["layers"].scorer
     route = partial(recipes.alvts, factors)
-    found: dict[str, dict[int, list[int]]] = {"alvts": {}, "hybrid": {}}
+    stored = json.loads(options.out.read_text()) if options.out.exists() else {}
+    found: dict[str, dict[str, list[int]]] = {"alvts": {}, "hybrid": {}} | stored
 
     def share_out(method: str, recipe: Callable[[Schedule], Pipeline], k: int, n: int) -> None:
         schedule = layer_budgets(model, recipe, data, k / n, bins=n)
         counts = [round(keep * n) for keep in schedule.keeps if keep is not None]
-        found[method][k] = counts
+        found[method][str(k)] = counts
         print(f"{method} {k}: {counts}", flush=True)
 
     for k in options.counts:
-        share_out("alvts", route, k, N)
-        if 2 * k < N:
+        if "alvts" in options.methods:
+            share_out("alvts", route, k, N)
+        if "hybrid" in options.methods and 2 * k < N:
             before = pocket.visionselector(2 * k)
             share_out("hybrid", lambda schedule, before=before: before | route(schedule), k, 2 * k)
     options.out.write_text(json.dumps(found) + "\n")

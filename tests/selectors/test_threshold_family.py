@@ -438,3 +438,51 @@ def test_a_certificate_is_of_one_threshold_per_row(wrong: Any) -> None:
 def test_alpha_outside_the_family(alpha: Any) -> None:
     with pytest.raises(TokenOpsError, match="alpha"):
         entmax_topk(torch.randn(3), 1, alpha=alpha)
+
+
+@members
+@pytest.mark.parametrize("n", [1, 2, 64, 1500])
+def test_counts_next_to_none_and_all(member: str, n: int) -> None:
+    """k a hair above 0 or below n: finite, and the sum is k."""
+    for x in (torch.randn(2, n), torch.zeros(2, n), torch.empty(2, n).cauchy_()):
+        for off in (10.0**-j for j in range(13)):
+            for k in (off, n - off):
+                p = soft_topk(x, k, method=CURVES[member])
+                assert (p.double().sum(-1) - k).abs().max() < 1e-6 * n
+
+
+@members
+def test_offsets_do_not_show(member: str) -> None:
+    """Far from the mean the mask is that of float64 scores, for every curve."""
+    torch.manual_seed(0)
+    for offset, tau, std in ((8192, 0.1, 1.0), (65536, 0.5, 3.0), (200000, 0.5, 3.0)):
+        x = torch.randn(40, 256) * std + offset
+        exact = soft_topk(x.double(), 13.3, method=CURVES[member], temperature=tau)
+        assert_close(soft_topk(x, 13.3, method=CURVES[member], temperature=tau).double(), exact, 5e-7)
+
+
+@members
+def test_losses_steep_at_zero_and_one(member: str) -> None:
+    """What is 0 or 1 for good takes no part, whatever slope the loss has there."""
+    x = torch.tensor([[3.0, 1.0, 0.9, 0.0, -5.0, -200.0]], requires_grad=True)
+    torch.special.entr(soft_topk(x, 2, method=CURVES[member])).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert x.grad.any()
+
+
+def test_a_curve_with_a_parameter_of_its_own() -> None:
+    """Scores without a gradient are solved without one, whatever the curve holds."""
+    steep = torch.nn.Parameter(torch.tensor(2.0))
+    sigmoid = METHODS["sigmoid"]
+    curve = sigmoid._replace(
+        name="steeper", value=lambda u: torch.sigmoid(u * steep), refill=None, bend=None, steepness=0.5
+    )
+    assert (soft_topk(torch.randn(2, 9), 3, method=curve).sum(-1) - 3).abs().max() < 1e-5
+
+
+def test_forward_mode_is_refused_by_torch_with_its_own_words() -> None:
+    with torch.autograd.forward_ad.dual_level():
+        x = torch.autograd.forward_ad.make_dual(torch.randn(2, 9), torch.ones(2, 9))
+        with pytest.raises(RuntimeError, match="jvp"):
+            soft_topk(x, 3)

@@ -94,7 +94,9 @@ def test_log_uniform_seeds_differ() -> None:
     assert log_uniform(1, 2, seed=0)(0.5) != log_uniform(1, 2, seed=1)(0.5)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (2.0, 1.0), (1.0, math.inf), (math.nan, 1.0)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (2.0, 1.0), (1.0, math.inf), (math.nan, 1.0), ("a", 1), (True, 2)]
+)
 def test_log_uniform_bad_input(low: float, high: float) -> None:
     with pytest.raises(TokenOpsError, match="0 < low <= high"):
         log_uniform(low, high)

@@ -204,3 +204,18 @@ def test_a_budget_that_is_no_function() -> None:
     with pytest.raises(TokenOpsError, match="keep as a function of progress"):
         Trainable(model, kit.pipeline(), keep=0.2)  # type: ignore[arg-type]
     assert tokenops.integrations.attached(model) is None
+    unbudgeted = Pipeline(after_projector=Prune(Alternate()))
+    with pytest.raises(TokenOpsError, match="a component with a budget"):
+        Trainable(model, unbudgeted, keep=lambda p: 0.2)
+    assert tokenops.integrations.attached(model) is None
+
+
+class Alternate(nn.Module):
+    """A selector with something to train and no budget."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor, *, mask: torch.Tensor) -> tokenops.Selection:
+        return tokenops.Selection.from_mask(mask & (torch.arange(x.shape[1]) % 2 == 0))

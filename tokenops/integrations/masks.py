@@ -95,15 +95,16 @@ def reduce_4d(mask: Tensor | None, chosen: Selection, source: Tensor, seen: int)
     return out.masked_fill(filler, True if out.dtype == torch.bool else 0.0)
 
 
-_FLOOR = 1e-6
-"""Least m whose logarithm is taken where m learns: far below what a token adds, far above float16's zero."""
+_FLOOR, _FLOOR_HALF = 1e-20, 1e-6
+"""Least m whose logarithm is taken where m learns, and the one for float16 with its small range."""
 
 
 def gated_mask(mask: Any, gate: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
     r"""Additive causal mask with :math:`\log m_j` on key j: attention weight scaled by m before normalising.
 
-    At m = 1 nothing changes, at m = 0 the key is gone. A gate that takes a gradient is read as at least 1e-6,
-    with the slope it would have: a token at 0 learns what it would add. ``mask`` as the caller gave it,
+    At m = 1 nothing changes, at m = 0 the key is gone. A gate that takes a gradient is read as at least
+    1e-20, with the slope it would have: a token at 0 learns what it would add. In float16 it is 1e-6, which a
+    logit of 14 above the others undoes, and the slope needs a scaled loss. ``mask`` as the caller gave it,
     ``gate`` and ``valid`` (b l); no cached past.
     """
     if isinstance(mask, Mapping):
@@ -123,7 +124,8 @@ def _gated(mask: Tensor | None, gate: Tensor, valid: Tensor, dtype: torch.dtype)
     seen = seen | (~valid[:, None, :, None] & torch.eye(length, dtype=torch.bool, device=gate.device))
     if gate.requires_grad:
         gate = gate.to(torch.promote_types(gate.dtype, torch.float32))
-        gate = gate + (_FLOOR - gate).clamp(min=0).detach()
+        floor = _FLOOR_HALF if dtype == torch.float16 else _FLOOR
+        gate = gate + (floor - gate).clamp(min=0).detach()
     open_ = gate > 0
     bias = torch.where(open_, torch.where(open_, gate, 1.0).log(), lowest).clamp(min=lowest).to(dtype)
     base = bias[:, None, None, :].expand(-1, seen.shape[1], length, length)

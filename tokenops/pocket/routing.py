@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenops.budget import Keep
+from tokenops.errors import TokenOpsError
 from tokenops.pipeline import Pipeline
 from tokenops.recipes import alvts as recipe
 from tokenops.routers.schedules import Schedule
@@ -17,15 +18,24 @@ def factors_dir() -> Path:
     return Path(__file__).parent / "factors"
 
 
-def alvts(keep: Keep | Schedule = 1 / 9) -> Pipeline:
+def alvts(keep: Keep | Schedule = 1 / 9, *, softmax: str = "joint") -> Pipeline:
     """ALVTS with factors calibrated on training scenes; ``keep`` as in :func:`tokenops.recipes.alvts`.
+
+    ``softmax`` as in :class:`~tokenops.routers.LowRankAttention`: ``"head"`` is nearer to the model's own
+    attention, with a map for each of the heads.
+
+    Raises:
+        TokenOpsError: an unknown softmax.
 
     >>> alvts(16).stages["layers"].keep
     16
     """
+    folders = {"joint": factors_dir(), "head": factors_dir() / "head"}
+    if not isinstance(softmax, str) or softmax not in folders:
+        raise TokenOpsError("pocket.routing.alvts", f"softmax among {', '.join(folders)}", repr(softmax))
     from tokenops.integrations.checkpoints import load
 
-    stage: Any = load(factors_dir()).stages["layers"]
+    stage: Any = load(folders[softmax]).stages["layers"]
     return recipe(stage.scorer, keep)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from numbers import Real
 
 from tokenops.errors import TokenOpsError
 
@@ -71,7 +72,7 @@ def exponential(start: float, end: float) -> Schedule:
 
 
 def log_uniform(low: float, high: float, *, seed: int = 0) -> Schedule:
-    r"""A fresh draw at every step, small values as often as large ones: budgets a scorer is to serve.
+    r"""A fresh draw at every step, small values as often as large ones: ratios a scorer is to serve.
 
     .. math:: \lambda(p) = a\,(b / a)^{U_p}, \qquad U_p \sim \mathcal U[0, 1), \qquad
         \mathrm E\,\lambda = \frac{b - a}{\ln(b / a)}
@@ -88,6 +89,7 @@ def log_uniform(low: float, high: float, *, seed: int = 0) -> Schedule:
     >>> sum(0.05 <= budget(i / 100) < 0.5 for i in range(100))
     100
     """
-    if not 0 < low <= high < math.inf:
+    numbers = all(isinstance(value, Real) and not isinstance(value, bool) for value in (low, high))
+    if not numbers or not 0 < low <= high < math.inf:
         raise TokenOpsError("log_uniform", "0 < low <= high", (low, high))
     return lambda progress: low * (high / low) ** random.Random(f"{seed} {progress!r}").random()

@@ -42,8 +42,8 @@ class Trainable(nn.Module):
         pipeline: what to train; at least one parameter outside a route must require a gradient. Those of a
             route are frozen.
         curriculum: weight of the auxiliary loss, progress in [0, 1] -> float.
-        keep: budget in training, progress in [0, 1] -> keep, for every component with a budget outside a
-            route; their own budgets hold in evaluation. None trains at them.
+        keep: budget in training, progress in [0, 1] -> keep, for every component outside a route that
+            declares a :class:`~tokenops.budget.Budget`; their own hold in evaluation. None trains at them.
         family: as in :func:`tokenops.attach`.
 
     Raises:
@@ -98,6 +98,8 @@ class Trainable(nn.Module):
             raise TokenOpsError("Trainable", "curriculum as a function of progress", repr(curriculum))
         if keep is not None and not callable(keep):
             raise TokenOpsError("Trainable", "keep as a function of progress", repr(keep))
+        if keep is not None and not _budgeted(pipeline):
+            raise TokenOpsError("Trainable", "a component with a budget, for keep to set", repr(pipeline))
         self.handle = attach(model, pipeline, family=family)
         self.pipeline = pipeline
         self.__dict__["model"] = model
@@ -175,7 +177,8 @@ class Trainable(nn.Module):
         ``num_items_in_batch`` label tokens of the whole accumulated batch; ``inputs`` what the model takes.
         """
         if labels is None:
-            return {"logits": self.model(**inputs).logits}
+            with self._budget():
+                return {"logits": self.model(**inputs).logits}
         self._check_labels(labels, inputs.get("input_ids"))
         for module in self.pipeline.modules():
             if isinstance(module, Annealed):
@@ -203,20 +206,14 @@ class Trainable(nn.Module):
         if self.keep is None or not self.training:
             yield
             return
-        own = {module: module.keep for module in self._budgeted()}
+        now, own = self.keep(self.progress), [(module, module.keep) for module in _budgeted(self.pipeline)]
         try:
-            for module in own:
-                module.keep = self.keep(self.progress)
+            for module, _ in own:
+                module.keep = now
             yield
         finally:
-            for module, keep in own.items():
+            for module, keep in own:
                 module.keep = keep
-
-    def _budgeted(self) -> list[Any]:
-        route = self.pipeline.stages.get("layers")
-        routed = set() if route is None else set(route.modules())
-        found = (m for m in self.pipeline.modules() if isinstance(getattr(type(m), "keep", None), Budget))
-        return [module for module in found if module not in routed]
 
     def _check_labels(self, labels: Tensor, ids: Tensor | None) -> None:
         """A visual token is predicted by nothing that stays."""
@@ -248,3 +245,11 @@ class Trainable(nn.Module):
 
 def _at_least_one(total: Tensor | int) -> Tensor | int:
     return total.clamp(min=1) if isinstance(total, Tensor) else max(1, total)
+
+
+def _budgeted(pipeline: Pipeline) -> list[Any]:
+    """The components outside a route that declare a budget."""
+    route = pipeline.stages.get("layers")
+    routed = set() if route is None else set(route.modules())
+    found = (m for m in pipeline.modules() if isinstance(getattr(type(m), "keep", None), Budget))
+    return [module for module in found if module not in routed]

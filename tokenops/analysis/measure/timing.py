@@ -86,7 +86,7 @@ def settle_allocator() -> None:
 
     >>> settle_allocator()
     """
-    torch.zeros(2**23 - 2**14)
+    torch.zeros(2**23 - 2**14, dtype=torch.float32, device="cpu")
 
 
 def interleaved(names: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:

@@ -14,8 +14,8 @@ from tokenops.selectors.relaxations.solver import Number, may_look, spread_rest
 
 SAMPLE = 512
 """Scores of a row that the first guess looks at."""
-NEAR = 8.0
-"""Distance of the threshold from the mean, in temperatures, up to which rounding at the mean does no harm."""
+NEAR = 2.0
+"""Temperatures between threshold and mean up to which rounding at the mean does no harm, at steepness 1."""
 
 
 def _inside(k: Number, n: int) -> bool:
@@ -112,12 +112,9 @@ def _by_rank(rows: Easy) -> Tensor:
 
 def _newton(rows: Easy, t: Tensor, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Newton steps from shift t; a curve that bends may stop a step early and be moved to second order."""
-    curve, k = rows.curve, rows.k
+    k = rows.k
     target = k.log().to(t.dtype) if isinstance(k, Tensor) else math.log(k)
-    wide = t.dtype == torch.float64
-    fine = 1e-2 if not curve.smooth else 1e-9 if wide else 5e-4
-    if curve.bend is not None:
-        fine = torch.finfo(t.dtype).eps ** (1 / 3)
+    fine = _fine(rows.curve, t.dtype)
     for _ in range(6):
         p, v = rows.at(t, p, v)
         total, slope = p.sum(-1, True), v.sum(-1, True)
@@ -131,35 +128,50 @@ def _newton(rows: Easy, t: Tensor, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor
     return None
 
 
+def _fine(curve: Curve, dtype: torch.dtype) -> float:
+    """A step so small that what is left of it shows in no digit once the mask is moved along its slope."""
+    if curve.bend is not None:
+        return torch.finfo(dtype).eps ** (1 / 3)
+    return 1e-2 if not curve.smooth else 1e-9 if dtype == torch.float64 else 5e-4
+
+
 def _finish(
     rows: Easy, t: Tensor, step: Tensor, p: Tensor, v: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Spread the last of k over the mask of shift t; ``step`` is what Newton would do next."""
     curve, k, center = rows.curve, rows.k, rows.center
-    if float(t.abs().amax()) >= NEAR:
+    if float(t.abs().amax()) >= NEAR / curve.steepness:
         # seen from the threshold itself, x - center is exact where it matters
         center = center - t * rows.tau
         t = torch.zeros_like(t)
         rows = rows._replace(distance=(rows.x - center) / rows.tau)
-        p, v = rows.at(t, p, v)
-        slope = v.sum(-1, True)
-        step = ((k - p.sum(-1, True)) / slope).to(p.dtype)
-        if not float(step.abs().amax()) < 1e-2:  # scores so large that their rounding moved the threshold
+        if (found := _settle(rows, t, p, v, _fine(curve, t.dtype))) is None:
             return None
+        t, step, p, v, slope = found
     if curve.bend is not None:
         p.addcmul_(v, curve.bend(p, step, rows.distance))
         t = t + step
     if not curve.smooth:
         # a first-order step may not cross a kink, unless it is as small as rounding
-        rounding = 8 * torch.finfo(p.dtype).eps
-        for _ in range(4):
-            step = ((k - p.sum(-1, True, dtype=torch.float64)) / slope).to(p.dtype)
-            if bool((step.abs() <= rounding * (1 + t.abs())).all()):
-                break
-            t = t + step
-            p, v = rows.at(t, p, v)
-            slope = v.sum(-1, True)
-        else:
+        if (found := _settle(rows, t, p, v, 8 * torch.finfo(p.dtype).eps)) is None:
             return None
+        t, _, p, v, slope = found
     p, t = spread_rest(p, k, v, slope, t, out=p)
     return p, center, t
+
+
+def _settle(
+    rows: Easy, t: Tensor, p: Tensor, v: Tensor, fine: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
+    """Shift, next step, mask, density and its sum, once the steps on the sum are below ``fine``."""
+    for _ in range(4):
+        p, v = rows.at(t, p, v)
+        slope = v.sum(-1, True)
+        step = ((rows.k - p.sum(-1, True, dtype=torch.float64)) / slope).to(p.dtype)
+        furthest = float((step.abs() / (1 + t.abs())).amax())
+        if furthest < fine:
+            return t, step, p, v, slope
+        if not furthest < math.inf:
+            return None
+        t = t + step
+    return None

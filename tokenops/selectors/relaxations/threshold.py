@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tokenops.selectors.relaxations.curves import Curve
 from tokenops.selectors.relaxations.easy import easy_mask
@@ -46,15 +47,19 @@ def threshold_mask(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:class:`Threshold` by the shortest way that serves the tensors; arguments and results as there."""
     arguments = x, k, tau, mask, most, curve
-    if not may_look(x) or _transforms_active():
+    if not may_look(x) or _transformed():
         return Threshold.apply(*arguments)
     asked = any(isinstance(v, Tensor) and v.requires_grad for v in (x, k, tau))
     if asked and torch.is_grad_enabled():
         return Eager.apply(*arguments)
-    return easy_mask(x, k, tau, mask, curve) or solve_mask(*arguments)
+    with torch.no_grad():
+        return easy_mask(x, k, tau, mask, curve) or solve_mask(*arguments)
 
 
-_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+def _transformed() -> bool:
+    """Inside of a function transform or of forward-mode differentiation; True where torch does not say."""
+    functions = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return functions is None or functions() or getattr(forward_ad, "_current_level", 0) >= 0
 
 
 class Threshold(torch.autograd.Function):
@@ -83,12 +88,12 @@ class Threshold(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Keep the mask, and scores and temperature where the temperature is a tensor."""
-        _keep(ctx, inputs, output, clean=False)
+        _keep(ctx, inputs, output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, k and tau, themselves differentiable."""
-        return _gradients(ctx, grads[0])
+        return _gradients(ctx, grads[0], ctx.curve.density(ctx.saved_tensors[0]), flat=True)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, tuple[int, int, int]]:
@@ -113,32 +118,32 @@ class Eager(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         """As :class:`Threshold`."""
         x, k, tau, mask, _, curve = arguments
-        easy = easy_mask(x, k, tau, mask, curve)
-        output = easy or solve_mask(*arguments)
-        _keep(ctx, arguments, output, clean=easy is not None)
+        output = easy_mask(x, k, tau, mask, curve) or solve_mask(*arguments)
+        _keep(ctx, arguments, output)
         return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """As :class:`Threshold`."""
-        return _gradients(ctx, grads[0])
+        v = ctx.curve.density(ctx.saved_tensors[0])
+        return _gradients(ctx, grads[0], v, flat=not float(v.amin()) > 0 if v.numel() else False)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...], clean: bool) -> None:
-    """What the backward pass needs; ``clean`` says that nothing is padding."""
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """What the backward pass needs."""
     x, k, tau, _, _, curve = inputs
     p, *where = output
     ctx.mark_non_differentiable(*where)
-    ctx.curve, ctx.clean, ctx.k_dtype = curve, clean, k.dtype if isinstance(k, Tensor) else None
+    ctx.curve, ctx.k_dtype = curve, k.dtype if isinstance(k, Tensor) else None
     ctx.tau = None if isinstance(tau, Tensor) else tau
     ctx.save_for_backward(p, *((x, tau) if isinstance(tau, Tensor) else ()))
 
 
-def _gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    p, *rest = ctx.saved_tensors
-    v = ctx.curve.density(p)
-    if not ctx.clean:
-        # what padding (a score of -inf too) hands back may be NaN, as what it holds may
+def _gradients(ctx: Any, g: Tensor, v: Tensor, flat: bool) -> tuple[Tensor | None, ...]:
+    """From the incoming gradient and the density; ``flat`` says that the density may be 0 somewhere."""
+    _, *rest = ctx.saved_tensors
+    if flat:
+        # what is padding, or 0 or 1 for good, may hand back NaN or infinity
         g = torch.where(v > 0, g, 0.0)
     total = v.sum(-1, True).clamp(min=torch.finfo(v.dtype).tiny)
     weighted = v * g
