@@ -21,7 +21,12 @@ MUTANTS = (
     Mutant("gradient not centred", f"{ENGINE}/threshold.py", "v, mean, value=-1", "v, mean, value=0"),
     Mutant("gradient of tau, sign", f"{ENGINE}/threshold.py", "dtau = -(dx", "dtau = (dx"),
     Mutant("gradient of k", f"{ENGINE}/threshold.py", "else mean.to(", "else (2 * mean).to("),
-    Mutant("gradient from padding", f"{ENGINE}/threshold.py", "g = torch.where(v > 0, g, 0.0)", "g = g"),
+    Mutant(
+        "gradient from padding",
+        f"{ENGINE}/threshold.py",
+        "torch.where(v > 0, g, 0.0), total.clamp",
+        "g, total.clamp",
+    ),
     Mutant(
         "rows coupled", f"{ENGINE}/threshold.py", "total = v.sum(-1, True)", "total = v.sum(-1, True).mean()"
     ),
@@ -42,7 +47,12 @@ MUTANTS = (
     Mutant("stops early before bending", f"{ENGINE}/easy.py", ".eps ** (1 / 3)", ".eps ** (1 / 10)"),
     Mutant("bends the other way", f"{ENGINE}/sigmoid.py", "(p, -s * s, out=out)", "(p, s * s, out=out)"),
     Mutant("quick takes -inf", f"{ENGINE}/easy.py", "not float(x.amin()) > -math.inf", "False"),
-    Mutant("padding taken for scores", f"{ENGINE}/threshold.py", "not float(v.amin()) > 0 if", "False if"),
+    Mutant(
+        "padding taken for scores",
+        f"{ENGINE}/threshold.py",
+        "and not float(v.detach().amin()) > 0",
+        "and False",
+    ),
     Mutant(
         "half-precision solve",
         f"{ENGINE}/apply.py",

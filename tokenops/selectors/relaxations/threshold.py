@@ -93,7 +93,7 @@ class Threshold(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, k and tau, themselves differentiable."""
-        return _gradients(ctx, grads[0], ctx.curve.density(ctx.saved_tensors[0]), flat=True)
+        return _gradients(ctx, grads[0], look=False)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, tuple[int, int, int]]:
@@ -125,8 +125,7 @@ class Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """As :class:`Threshold`."""
-        v = ctx.curve.density(ctx.saved_tensors[0])
-        return _gradients(ctx, grads[0], v, flat=not float(v.amin()) > 0 if v.numel() else False)
+        return _gradients(ctx, grads[0], look=True)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -139,13 +138,14 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(p, *((x, tau) if isinstance(tau, Tensor) else ()))
 
 
-def _gradients(ctx: Any, g: Tensor, v: Tensor, flat: bool) -> tuple[Tensor | None, ...]:
-    """From the incoming gradient and the density; ``flat`` says that the density may be 0 somewhere."""
-    _, *rest = ctx.saved_tensors
-    if flat:
+def _gradients(ctx: Any, g: Tensor, look: bool) -> tuple[Tensor | None, ...]:
+    """From the incoming gradient; ``look`` says that values may be looked at."""
+    p, *rest = ctx.saved_tensors
+    v = ctx.curve.density(p)
+    total = v.sum(-1, True)
+    if not look or (v.numel() and not float(v.detach().amin()) > 0):
         # what is padding, or 0 or 1 for good, may hand back NaN or infinity
-        g = torch.where(v > 0, g, 0.0)
-    total = v.sum(-1, True).clamp(min=torch.finfo(v.dtype).tiny)
+        g, total = torch.where(v > 0, g, 0.0), total.clamp(min=torch.finfo(v.dtype).tiny)
     weighted = v * g
     mean = weighted.sum(-1, True) / total
     dx, dtau = torch.addcmul(weighted, v, mean, value=-1), None
