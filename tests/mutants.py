@@ -17,8 +17,8 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = (
-    Mutant("gradient sign", f"{ENGINE}/threshold.py", "weighted, v, mean, value=-1", "weighted, v, mean"),
-    Mutant("gradient not centred", f"{ENGINE}/threshold.py", "v, mean, value=-1", "v, mean, value=0"),
+    Mutant("gradient sign", f"{ENGINE}/threshold.py", "v * (g - mean), None", "v * (mean - g), None"),
+    Mutant("gradient not centred", f"{ENGINE}/threshold.py", "v * (g - mean), None", "v * g, None"),
     Mutant("gradient of tau, sign", f"{ENGINE}/threshold.py", "dtau = -(dx", "dtau = (dx"),
     Mutant("gradient of k", f"{ENGINE}/threshold.py", "else mean.to(", "else (2 * mean).to("),
     Mutant(

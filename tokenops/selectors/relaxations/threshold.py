@@ -146,9 +146,9 @@ def _gradients(ctx: Any, g: Tensor, look: bool) -> tuple[Tensor | None, ...]:
     if not look or (v.numel() and not float(v.detach().amin()) > 0):
         # what is padding, or 0 or 1 for good, may hand back NaN or infinity
         g, total = torch.where(v > 0, g, 0.0), total.clamp(min=torch.finfo(v.dtype).tiny)
-    weighted = v * g
-    mean = weighted.sum(-1, True) / total
-    dx, dtau = torch.addcmul(weighted, v, mean, value=-1), None
+    mean = (v * g).sum(-1, True) / total
+    # the difference first: where gradients are nearly alike, a difference of products would be rounding
+    dx, dtau = v * (g - mean), None
     if rest:
         x, tau = rest
         dx = dx / tau
