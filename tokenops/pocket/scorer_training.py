@@ -100,8 +100,7 @@ def train_scorer(
         raise TokenOpsError("train_scorer", names, (curriculum, relaxation))
     set_seed(seed)
     scorer = LearnedScorer(model.lm_head.in_features)
-    drawn = log_uniform(*keep, seed=seed) if isinstance(keep, tuple) else None
-    own = 0.2 if isinstance(keep, tuple) else keep
+    own, drawn = (0.2, log_uniform(*keep, seed=seed)) if isinstance(keep, tuple) else (keep, None)
     pipeline = visionselector(scorer, keep=own, relax=RELAXATIONS[relaxation], gate=gate)
     trainable = Trainable(model, pipeline, curriculum=CURRICULA[curriculum], keep=drawn)
     try:

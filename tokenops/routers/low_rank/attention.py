@@ -76,8 +76,7 @@ class LowRankAttention(nn.Module):
     ) -> None:
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
-        for name, size in (("dim", dim), ("rank", rank), ("heads", heads), ("kv_heads", kv_heads)):
-            check_ints("LowRankAttention", **{name: (size, 1)})
+        check_ints("LowRankAttention", dim=(dim, 1), rank=(rank, 1), heads=(heads, 1), kv_heads=(kv_heads, 1))
         if rank > dim:
             raise TokenOpsError("LowRankAttention", f"rank <= dim, {dim}", rank)
         if heads % kv_heads:

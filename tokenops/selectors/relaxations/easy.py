@@ -42,17 +42,17 @@ def easy_mask(
 class Easy(NamedTuple):
     """Rows of an eager CPU tensor without padding or -inf, and what every try at them shares.
 
-    ``sample`` (... m) is every so many of the scores, ``center`` (... 1) its mean; ``distance`` (... n) is
-    (x - center)/tau.
+    ``center`` (... 1) is the mean of every so many scores, ``distance`` (... n) is (x - center)/tau and
+    ``sample`` (... m) every so many of it.
     """
 
     x: Tensor
     k: Number
     tau: Number
     curve: Curve
-    sample: Tensor
     center: Tensor
     distance: Tensor
+    sample: Tensor
 
     def at(self, t: Tensor, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Mask and density at shift t (... 1); the buffers p and v (... n) may hold them."""
@@ -70,13 +70,13 @@ def quick(x: Tensor, k: Number, tau: Number, curve: Curve) -> tuple[Tensor, Tens
     For eager CPU tensors without padding or -inf, 0 < k < n. The last sum is taken in float64 and what it
     lacks is spread to first order, so the mask sums to k as well as its dtype can say.
     """
-    n = x.shape[-1]
-    sample = x[..., :: max(1, n // SAMPLE)]
+    every = max(1, x.shape[-1] // SAMPLE)
+    sample = x[..., ::every]
     center = sample.sum(-1, True).mul_(1 / sample.shape[-1])
     distance = x - center
     if isinstance(tau, Tensor) or tau != 1:
         distance = distance / tau
-    rows = Easy(x, k, tau, curve, sample, center, distance)
+    rows = Easy(x, k, tau, curve, center, distance, distance[..., ::every])
     buffers = torch.empty_like(distance), torch.empty_like(distance)
     for guess in (_by_moments, _by_rank):
         if (found := _newton(rows, guess(rows), *buffers)) is not None:
@@ -87,10 +87,7 @@ def quick(x: Tensor, k: Number, tau: Number, curve: Curve) -> tuple[Tensor, Tens
 def _by_moments(rows: Easy) -> Tensor:
     """The shift (... 1) if scores and curve together were normal."""
     sample, curve, share = rows.sample, rows.curve, rows.k / rows.x.shape[-1]
-    spread = torch.linalg.vector_norm(sample - rows.center, dim=-1, keepdim=True)
-    spread = spread.mul_(sample.shape[-1] ** -0.5)
-    if isinstance(rows.tau, Tensor) or rows.tau != 1:
-        spread = spread / rows.tau
+    spread = torch.linalg.vector_norm(sample, dim=-1, keepdim=True).mul_(sample.shape[-1] ** -0.5)
     if isinstance(share, Tensor):
         quantile = torch.special.ndtri(share).to(sample.dtype)
     else:
@@ -104,10 +101,8 @@ def _by_rank(rows: Easy) -> Tensor:
     ranked = rows.sample.sort(-1, descending=True).values
     share = rows.k / rows.x.shape[-1]
     if isinstance(share, Tensor):
-        edge = ranked.gather(-1, (share * m).long())
-    else:
-        edge = ranked[..., math.floor(share * m)].unsqueeze(-1)
-    return (rows.center - edge) / rows.tau
+        return -ranked.gather(-1, (share * m).long())
+    return -ranked[..., math.floor(share * m)].unsqueeze(-1)
 
 
 def _newton(rows: Easy, t: Tensor, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -130,9 +125,11 @@ def _newton(rows: Easy, t: Tensor, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor
 
 def _fine(curve: Curve, dtype: torch.dtype) -> float:
     """A step so small that what is left of it shows in no digit once the mask is moved along its slope."""
+    if not curve.smooth:
+        return 1e-2
     if curve.bend is not None:
         return torch.finfo(dtype).eps ** (1 / 3)
-    return 1e-2 if not curve.smooth else 1e-9 if dtype == torch.float64 else 5e-4
+    return 1e-9 if dtype == torch.float64 else 5e-4
 
 
 def _finish(
@@ -148,14 +145,14 @@ def _finish(
         if (found := _settle(rows, t, p, v, _fine(curve, t.dtype))) is None:
             return None
         t, step, p, v, slope = found
-    if curve.bend is not None:
-        p.addcmul_(v, curve.bend(p, step, rows.distance))
-        t = t + step
     if not curve.smooth:
         # a first-order step may not cross a kink, unless it is as small as rounding
         if (found := _settle(rows, t, p, v, 8 * torch.finfo(p.dtype).eps)) is None:
             return None
         t, _, p, v, slope = found
+    elif curve.bend is not None:
+        p.addcmul_(v, curve.bend(p, step, rows.distance))
+        t = t + step
     p, t = spread_rest(p, k, v, slope, t, out=p)
     return p, center, t
 

@@ -18,6 +18,13 @@ def solve_mask(
     x: Tensor, k: Number, tau: Number, mask: Tensor | None, most: float, curve: Curve
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mask (... n), 0 at padding, and (... 1) centre and shift; shapes as in :class:`Threshold`."""
+    return easy_mask(x, k, tau, mask, curve) or _ranked_mask(x, k, tau, mask, most, curve)
+
+
+def _ranked_mask(
+    x: Tensor, k: Number, tau: Number, mask: Tensor | None, most: float, curve: Curve
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mask by ranking, for all rows there are."""
     n = x.shape[-1]
     full = mask is None and may_look(x) and x.numel() > 0 and float(x.amin()) > -math.inf
     limit, valid = torch.finfo(x.dtype).max / 4, mask
@@ -53,7 +60,7 @@ def threshold_mask(
     if asked and torch.is_grad_enabled():
         return Eager.apply(*arguments)
     with torch.no_grad():
-        return easy_mask(x, k, tau, mask, curve) or solve_mask(*arguments)
+        return solve_mask(*arguments)
 
 
 def _transformed() -> bool:
@@ -83,7 +90,7 @@ class Threshold(torch.autograd.Function):
         The threshold is centre - shift * tau: for reports, without gradient.
         ``most`` is a number that no k exceeds: less of a row has to be ranked then.
         """
-        return easy_mask(x, k, tau, mask, curve) or solve_mask(x, k, tau, mask, most, curve)
+        return solve_mask(x, k, tau, mask, most, curve)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -117,8 +124,7 @@ class Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         """As :class:`Threshold`."""
-        x, k, tau, mask, _, curve = arguments
-        output = easy_mask(x, k, tau, mask, curve) or solve_mask(*arguments)
+        output = solve_mask(*arguments)
         _keep(ctx, arguments, output)
         return output
 
