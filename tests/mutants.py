@@ -32,10 +32,12 @@ MUTANTS = (
     ),
     Mutant("missing mask", f"{ENGINE}/solver.py", "else (x != -math.inf) & mask", "else x != -math.inf"),
     Mutant("unseen -inf", f"{ENGINE}/threshold.py", " and float(x.amin()) > -math.inf", ""),
-    Mutant("nothing kept, all kept", f"{ENGINE}/threshold.py", "k <= 0, k >=", "k < 0, k >"),
-    Mutant("one iteration", f"{ENGINE}/solver.py", "range(5 if wide else 3)", "range(1)"),
+    Mutant("nothing kept, all kept", f"{ENGINE}/threshold.py", "k <= 0, (k >= n)", "k < 0, (k > n)"),
+    Mutant("one iteration", f"{ENGINE}/solver.py", "3 if wide else 2", "1"),
     Mutant("short bracket", f"{ENGINE}/solver.py", "40 if wide else 24", "3"),
-    Mutant("tie share", f"{ENGINE}/solver.py", "torch.where(tied > 0, tied_top, 0.0)", "(tied_top * 0)"),
+    Mutant("no share for the fraction", f"{ENGINE}/solver.py", "lack + at.part * curve", "lack + 0 * curve"),
+    Mutant("infinity counted", f"{ENGINE}/solver.py", "at.dropped == math.inf", "at.dropped == -math.inf"),
+    Mutant("one kept too many", f"{ENGINE}/solver.py", "rank < whole", "rank <= whole"),
     Mutant(
         "no spread",
         f"{ENGINE}/solver.py",
@@ -46,7 +48,6 @@ MUTANTS = (
     Mutant("quick stops early", f"{ENGINE}/easy.py", "else 5e-4", "else 2e-1"),
     Mutant("stops early before bending", f"{ENGINE}/easy.py", ".eps ** (1 / 3)", ".eps ** (1 / 10)"),
     Mutant("bends the other way", f"{ENGINE}/sigmoid.py", "(p, -s * s, out=out)", "(p, s * s, out=out)"),
-    Mutant("quick takes -inf", f"{ENGINE}/easy.py", "not float(x.amin()) > -math.inf", "False"),
     Mutant(
         "padding taken for scores",
         f"{ENGINE}/threshold.py",

@@ -63,7 +63,7 @@ def test_the_last_step_certifies_the_root(name: str, dtype: torch.dtype, bound: 
         n = draw.integer(2, 200)
         x = family(name, draw, 2, n).to(dtype)
         k = torch.tensor([[draw.integer(1, n - 1) - draw.number(0, 0.99)]])
-        at, t = solve(x, k.double().expand(2, 1), torch.ones(2, 1, dtype=dtype), None, n, LOGISTIC)
+        at, t = solve(x, k.double().expand(2, 1), torch.ones(2, 1, dtype=dtype), LOGISTIC)
         h, slope = log_ratio(at, t, LOGISTIC)
         assert ((slope > 1 - 1e-5) & (slope < 2 + 1e-5)).all()
         assert t.isfinite().all()

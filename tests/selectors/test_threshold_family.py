@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -364,8 +365,13 @@ def test_padding_that_nothing_reaches_without_a_mask() -> None:
         x = torch.rand(1, 16384) * 2 - 1
         x[0, 1] = -math.inf
         x.requires_grad_()
-        p = soft_topk(x, 16383, method=curve)
-        (grad,) = torch.autograd.grad((p * torch.randn(16384)).sum(), x)
+        weight = torch.randn(1, 16384)
+        weight[0, 1] = math.nan
+        for k in (3000, 16382, 16383):
+            p = soft_topk(x, k, method=curve)
+            (grad,) = torch.autograd.grad(p, x, weight)
+            assert p[0, 1] == grad[0, 1] == 0, member
+            assert abs(float(p.double().sum()) - k) < 1e-3, member
         assert not grad.any(), member
         assert torch.equal(p.detach(), (x > -math.inf).float()), member
 
@@ -475,8 +481,13 @@ def test_a_curve_with_a_parameter_of_its_own() -> None:
     """Scores without a gradient are solved without one, whatever the curve holds."""
     steep = torch.nn.Parameter(torch.tensor(2.0))
     sigmoid = METHODS["sigmoid"]
-    curve = sigmoid._replace(
-        name="steeper", value=lambda u: torch.sigmoid(u * steep), refill=None, bend=None, steepness=0.5
+    curve = replace(
+        sigmoid,
+        name="steeper",
+        value=lambda u: torch.sigmoid(u * steep),
+        refill=None,
+        bend=None,
+        steepness=0.5,
     )
     assert (soft_topk(torch.randn(2, 9), 3, method=curve).sum(-1) - 3).abs().max() < 1e-5
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,17 +20,8 @@ from tokenops.selectors.relaxations.solver import Number, valid_tokens
 from tokenops.selectors.relaxations.threshold import threshold_mask
 
 
-class Budgeted(NamedTuple):
-    """Checked arguments: ``x`` (... n) wide, ``k`` (float64), ``tau`` numbers or (... 1), ``most`` >= k."""
-
-    x: Tensor
-    k: Number
-    tau: Number
-    mask: Tensor | None
-    most: float
-
-
-class Relaxed(NamedTuple):
+@dataclass(slots=True)
+class Relaxed:
     """A mask and its threshold as ``center - shift * tau``, one per row, without gradient."""
 
     mask: Tensor
@@ -90,8 +82,8 @@ def budgeted(
     ratio: Number | None,
     temperature: Number,
     mask: Tensor | None,
-) -> Budgeted:
-    """Scores with tokens last, in float32 or wider, and the budget of every row as a count."""
+) -> tuple[Tensor, Number, Number]:
+    """Scores in float32 or wider, k (float64) and temperature, each a number or (... 1)."""
     if (k is None) == (ratio is None):
         raise TokenOpsError(who, "exactly one of k (a count) and ratio", f"k={k!r}, ratio={ratio!r}")
     x = scores.to(torch.float64 if scores.dtype == torch.float64 else torch.float32)
@@ -102,20 +94,18 @@ def budgeted(
         check_number(who, "temperature", temperature, finfo.tiny, finfo.max)
     if isinstance(k, Tensor):
         k = per_row(who, "k", k, batch, torch.float64).clamp(-1, n + 1)
-        return Budgeted(x, k, temperature, mask, n)
+        return x, k, temperature
     if ratio is None:
         check_number(who, "k", k, -math.inf, math.inf)
         assert k is not None
         count = float(min(max(k, -1), n + 1))
-        return Budgeted(x, count, temperature, mask, count)
-    most = float(n)
+        return x, count, temperature
     if isinstance(ratio, Tensor):
         ratio = per_row(who, "ratio", ratio, batch, torch.float64).clamp(-1, 2)
     else:
         check_number(who, "ratio", ratio, 0.0, 1.0)
-        most = ratio * n
     count = valid_tokens(x, mask).sum(-1, True).double()
-    return Budgeted(x, ratio * count, temperature, mask, most)
+    return x, ratio * count, temperature
 
 
 def threshold_topk(
@@ -149,16 +139,16 @@ def threshold_topk(
         check_segments(who, scores, segments)
         budget = ratio if k is None else k
         x, mask, back = in_rows(who, x, mask, segments.movedim(dim, -1), budget)
-    given = budgeted(who, x, k, ratio, temperature, mask)
-    x, tau = given.x if perturb is None else perturb(given.x), given.tau
+    x, count, tau = budgeted(who, x, k, ratio, temperature, mask)
+    x = x if perturb is None else perturb(x)
     if x.shape[-1] == 0:
         p, center, t = x * 0, x.new_zeros(*x.shape[:-1], 1), x.new_full((*x.shape[:-1], 1), -math.inf)
     else:
-        p, center, t = threshold_mask(x, given.k, tau, mask, given.most, curve)
+        p, center, t = threshold_mask(x, count, tau, mask, curve)
     if isinstance(tau, Tensor):
         p = torch.where(tau > 0, p, math.nan).masked_fill(~valid_tokens(x, mask), 0.0)
     if hard or choose is not None:
-        p = straight_through(p, x, given.k, mask, ratio is not None, choose)
+        p = straight_through(p, x, count, mask, ratio is not None, choose)
     p = p.to(out_dtype or p.dtype)
     p = p if back is None else back(p)
     return Relaxed(p if last else p.movedim(-1, dim), center, t, tau)

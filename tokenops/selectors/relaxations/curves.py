@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 
-class Curve(NamedTuple):
+@dataclass(frozen=True)
+class Curve:
     r"""A member of the threshold family: a distribution function C.
 
     .. math:: p_i = C\!\left(\frac{x_i - \nu}{\tau}\right), \qquad C(-\infty) = 0, \quad C(\infty) = 1
 
     Attributes:
         name: what :func:`soft_topk` calls it.
-        value: C(u), non-decreasing from 0 to 1.
+        value: C(u), non-decreasing from 0 to 1; at infinity 0 or 1, or NaN.
         density: its derivative c, as a differentiable function of p = C(u).
         quantile: the inverse of C on (0, 1).
         mean, variance: moments of the distribution, for the first guess of the threshold.
         steepness: the largest density; the mask's Jacobian has no larger norm than this over the temperature.
         symmetric: C(-u) = 1 - C(u), so ``1 - f(x, k) = f(-x, n - k)`` and the threshold is where p = 1/2.
         balanced: the hazards c/C and c/(1-C) add up to at least 1 and neither exceeds 1. Then the slope of
-            the log-balance is in [1, 2] everywhere, and Newton steps on it need no bracket.
+            the log-balance is in [1, 2] everywhere, and steps on it need no bracket. ``value`` may
+            not be NaN at infinity then.
         smooth: c is continuous.
         bend: (p, s, out) -> s + s² c'(p)/2, into out; times c(p), that is what a shift by s adds to second
             order; optional.

@@ -28,19 +28,16 @@ def easy_mask(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """What :func:`solve_mask` returns, where looking at the values spares work; None where it would not.
 
-    Nothing is padding then, not even by a score of -inf.
+    No mask hides padding then. Scores of -inf do no harm: those that the guess meets end it, the others take
+    no share of k, and if they are so many that k is all of the rest, the steps do not settle.
     """
-    n = x.shape[-1]
     if mask is not None or x.numel() == 0 or not may_look(x):
         return None
-    # a guess from every score meets -inf itself, one from a sample may not
-    if n >= 2 * SAMPLE and not float(x.amin()) > -math.inf:
-        return None
-    return quick(x, k, tau, curve) if _inside(k, n) else None
+    return quick(x, k, tau, curve) if _inside(k, x.shape[-1]) else None
 
 
 class Easy(NamedTuple):
-    """Rows of an eager CPU tensor without padding or -inf, and what every try at them shares.
+    """Rows of an eager CPU tensor without a mask, and what every try at them shares.
 
     ``center`` (... 1) is the mean of every so many scores, ``distance`` (... n) is (x - center)/tau and
     ``sample`` (... m) every so many of it.
@@ -67,7 +64,7 @@ class Easy(NamedTuple):
 def quick(x: Tensor, k: Number, tau: Number, curve: Curve) -> tuple[Tensor, Tensor, Tensor] | None:
     """Mask, centre and shift by Newton steps on the logarithm of the sum; None if they do not settle.
 
-    For eager CPU tensors without padding or -inf, 0 < k < n. The last sum is taken in float64 and what it
+    For eager CPU tensors without a mask, 0 < k < n. The last sum is taken in float64 and what it
     lacks is spread to first order, so the mask sums to k as well as its dtype can say.
     """
     every = max(1, x.shape[-1] // SAMPLE)

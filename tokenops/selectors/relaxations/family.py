@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,6 @@ from tokenops.selectors.relaxations.sigmoid import LOGISTIC
 from tokenops.selectors.relaxations.solver import balance, cut, valid_tokens
 from tokenops.shapes import Bool, Float, Int
 
-LIMIT = torch.finfo(torch.float64).max / 4
 METHODS: dict[str, Curve] = {
     "sigmoid": LOGISTIC,
     "laplace": LAPLACE,
@@ -199,16 +200,17 @@ def log_balance(
     curve = curve_of(who, method)
     check_scores(who, scores, mask, dim)
     x = scores.double().movedim(dim, -1)
-    given = budgeted(who, x, k, None, temperature, None if mask is None else mask.movedim(dim, -1))
+    mask = None if mask is None else mask.movedim(dim, -1)
+    x, k, tau = budgeted(who, x, k, None, temperature, mask)
     if not isinstance(threshold, Tensor) or threshold.shape != x.shape[:-1]:
         got = tuple(threshold.shape) if isinstance(threshold, Tensor) else type(threshold).__name__
         raise TokenOpsError(who, f"threshold per row {tuple(x.shape[:-1])}", got)
     if not x.shape[-1]:
         return threshold.double() * 0
-    valid = valid_tokens(x, given.mask)
-    count = torch.as_tensor(given.k, dtype=torch.float64, device=x.device).expand(*x.shape[:-1], 1)
-    at = cut(x.masked_fill(~valid, -LIMIT), count, given.tau, valid, x.shape[-1], curve)
-    t = (at.center - threshold[..., None].double()) / given.tau
+    valid = valid_tokens(x, mask)
+    count = torch.as_tensor(k, dtype=torch.float64, device=x.device).expand(*x.shape[:-1], 1)
+    at = cut(x.masked_fill(~valid, -math.inf), count, tau)
+    t = (at.center - threshold[..., None].double()) / tau
     lack, have, _, _ = balance(at, t, curve)
     h = torch.where((lack == 0) & (have == 0), 0.0, have.log() - lack.log())
     return torch.where((count <= 0) | (count >= valid.sum(-1, True)), 0.0, h)[..., 0]

@@ -135,7 +135,7 @@ def perturbed_topk(
     check_out_dtype("perturbed_topk", out_dtype)
     _check(samples, sigma, noise)
     mask = None if mask is None else mask.movedim(dim, -1)
-    x, k, sigma, mask, _ = budgeted("perturbed_topk", scores.movedim(dim, -1), k, ratio, sigma, mask)
+    x, k, sigma = budgeted("perturbed_topk", scores.movedim(dim, -1), k, ratio, sigma, mask)
     valid = valid_tokens(x, mask)
     count = torch.as_tensor(whole(k, ratio is not None), device=x.device).expand(x.shape[:-1])
     limit = torch.finfo(x.dtype).max / 4

@@ -6,8 +6,9 @@ Let :math:`w` be 1 on the :math:`\lfloor k \rfloor` largest scores and the fract
 
 Both are sums of small positive terms, so nothing cancels however large k is. Where the hazards of C are
 bounded (logistic, Laplace) the *log-balance* :math:`H = \log B - \log A` has a slope in [1, 2] for any
-scores, so a fixed number of Newton steps reaches rounding error. The other curves take Newton steps on B - A
-inside a bracket that the scores around the cut give. Neither branches on data.
+scores and is nearly a line, so that two or three points of it tell its root to rounding error. The other
+curves take Newton steps on B - A inside a bracket that the scores around the cut give. Neither branches on
+data.
 
 On a CPU, outside of ``torch.compile``, the k-th score is the dearest thing to find; ``easy.py`` does
 without it where plain Newton steps settle.
@@ -16,11 +17,12 @@ without it where plain Newton steps settle.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tokenops.kernels.order import ascending
 from tokenops.selectors.relaxations.curves import Curve
 
 Number = float | Tensor
@@ -39,94 +41,81 @@ def valid_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
     return x != -math.inf if mask is None else (x != -math.inf) & mask
 
 
-class Cut(NamedTuple):
+@dataclass(slots=True)
+class Cut:
     """A row seen from the cut between kept and dropped, ``center`` (... 1).
 
     The cut lies midway between the last kept and the first dropped score, so x - center is exact where it
-    matters, half a gap of ``gap`` (... 1) away from both. ``distance`` (... n) is (x - center)/tau;
-    ``above`` and ``below`` (... n) are 1 on either side of the cut, ``side`` is below - above; ``tied_top``
-    and ``tied_rest`` (... 1) tell how the scores in the cut share what is left of k; ``low`` and ``high``
-    (... 1) enclose the shift t that solves the row.
+    matters, half a gap of ``gap`` (... 1) away from both. ``kept`` and ``dropped`` hold how many temperatures
+    the floor(k) highest scores lie above it and the others below, infinity where a row has none. A fraction
+    of k, ``part`` (... 1), goes to a score of its own, in the cut, of which ``rest`` (... 1) is dropped; both
+    are 0 in rows whose k has none, and None where Python knows that all are.
     """
 
     center: Tensor
     gap: Tensor
-    distance: Tensor
-    above: Tensor
-    below: Tensor
-    side: Tensor
-    tied_top: Tensor
-    tied_rest: Tensor
-    low: Tensor
-    high: Tensor
+    kept: Tensor
+    dropped: Tensor
+    part: Tensor | None
+    rest: Tensor | None
 
 
-def _around_cut(x: Tensor, k: Tensor, most: int, exact: bool) -> tuple[Tensor, Tensor]:
-    """The floor(k)-th and the next largest score (... 1); the next twice where k has a fraction."""
-    whole, n = k.floor(), x.shape[-1]
-    ranked = x.topk(min(most + 1, n), -1, sorted=not exact).values
-    if exact:
-        # floor(k) is `most` in every row: the smallest of the largest and the next, which may equal it
-        out = ranked.amin(-1, True)
-        last = ranked.masked_fill(ranked == out, math.inf).amin(-1, True)
-        last = torch.where((ranked > out).sum(-1, True) < most, out, last)
+def finite(x: Tensor) -> Tensor:
+    """``x`` with its largest finite number for infinity: two infinite scores are equal, not NaN apart."""
+    return x.clamp(max=torch.finfo(x.dtype).max)
+
+
+def cut(x: Tensor, k: Tensor, tau: Number, same: float | None = None) -> Cut:
+    """Find the cut of every row; arguments as in :func:`solve`."""
+    n, whole, fraction = x.shape[-1], k.floor(), k - k.floor()
+    if same is None:
+        ranked, first = ascending(x), n - whole.long()
+        last, out = (finite(ranked.gather(-1, (first - i).clamp(0, n - 1))) for i in (0, 1))
     else:
-        slots = ranked.shape[-1] - 1
-        out = ranked.gather(-1, whole.long().clamp(0, slots))
-        last = ranked.gather(-1, (whole.long() - 1).clamp(0, slots))
-    return torch.where(k > whole, out, last), out
-
-
-def cut(
-    x: Tensor, k: Tensor, tau: Number, valid: Tensor | None, most: int, curve: Curve, exact: bool = False
-) -> Cut:
-    """Find the cut of every row.
-
-    ``most`` bounds floor(k), so that no more than that needs ranking; ``exact`` says that it is floor(k).
-    """
-    last, out = _around_cut(x, k, most, exact)
-    center, gap = last / 2 + out / 2, ((last / 2 - out / 2) / tau).clamp(max=SATURATED)
-    distance = x - center
-    side = -distance.sign() if valid is None else (center - x).sign() * valid
-    below = side.clamp(min=0)
-    above = below - side
-    count = x.shape[-1] if valid is None else valid.sum(-1, True)
-    higher = above.sum(-1, True)
-    tied, tied_top = count - higher - below.sum(-1, True), k - higher
-    # at most ceil(k) scores lie above the lower of the two around the cut, at least that many above the other
-    whole = k.floor()
-    least = torch.where(k > whole, k - whole, 1.0) / (count + 1 - k.ceil()).clamp(min=1)
-    return Cut(
-        center,
-        gap,
-        (distance / tau).clamp(-SATURATED, SATURATED),
-        above,
-        below,
-        side,
-        torch.where(tied > 0, tied_top, 0.0).to(x.dtype),
-        torch.where(tied > 0, tied - tied_top, 0.0).to(x.dtype),
-        curve.quantile(least).to(x.dtype) - gap,
-        curve.quantile(k / (whole + 1)).to(x.dtype) + gap,
-    )
+        # the floor(k) highest are the same slice of every row, in any order
+        first = n - min(max(math.floor(same), 0), n)
+        ranked = ascending(x, max(first - 1, 0))
+        out = finite(ranked[..., max(first - 1, 0), None])
+        last = finite(ranked[..., min(first, n - 1) :].amin(-1, True))
+    last = torch.where(fraction > 0, out, last)
+    center, gap = last / 2 + out / 2, (last / 2 - out / 2) / tau
+    above = (finite(ranked) - center) / tau
+    below = -above
+    part, rest = fraction.to(x.dtype), torch.where(fraction > 0, 1 - fraction, 0.0).to(x.dtype)
+    if same is None:
+        rank = torch.arange(n - 1, -1, -1, device=x.device)
+        above = torch.where(rank < whole, above, math.inf)
+        below = torch.where(rank >= k.ceil(), below, math.inf)
+        return Cut(center, gap, above, below, part, rest)
+    if same == math.floor(same):
+        return Cut(center, gap, above[..., first:], below[..., :first], None, None)
+    return Cut(center, gap, above[..., first:], below[..., : max(first - 1, 0)], part, rest)
 
 
 def balance(at: Cut, t: Tensor, curve: Curve) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A, B and the derivatives -A' and B' at shift t, each (... 1)."""
-    side = at.side
     if curve.symmetric:
         # what a kept score lacks is what a dropped one at the same distance has
-        q = curve.value(side * (at.distance + t))
-        v = curve.density(q)
+        lack = curve.value(-t - at.kept)
+        down = curve.density(lack)
     else:
-        p = curve.value(at.distance + t)
-        q, v = at.above + side * p, curve.density(p)
+        p = curve.value(t + at.kept)
+        lack, down = 1 - p, curve.density(p)
+    have = curve.value(t - at.dropped)
+    up = curve.density(have)
+    if not curve.balanced:
+        lack, down = (torch.where(at.kept == math.inf, 0.0, v) for v in (lack, down))
+        have, up = (torch.where(at.dropped == math.inf, 0.0, v) for v in (have, up))
+    lack, have, down, up = (v.sum(-1, True) for v in (lack, have, down, up))
+    if at.part is None or at.rest is None:
+        return lack, have, down, up
     here = curve.value(t)
-    steep, lacking = curve.density(here), curve.survival(t)
+    steep = curve.density(here)
     return (
-        (q * at.above).sum(-1, True) + at.tied_top * lacking,
-        (q * at.below).sum(-1, True) + at.tied_rest * here,
-        (v * at.above).sum(-1, True) + at.tied_top * steep,
-        (v * at.below).sum(-1, True) + at.tied_rest * steep,
+        lack + at.part * curve.survival(t),
+        have + at.rest * here,
+        down + at.part * steep,
+        up + at.rest * steep,
     )
 
 
@@ -141,34 +130,63 @@ def log_ratio(at: Cut, t: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
 
 def far_start(at: Cut) -> Tensor:
     """Where H is 0 if both tails of the curve are exponential and no score is near the threshold."""
-    near = (at.gap - at.distance.abs()).exp()
-    top, rest = (near * at.above).sum(-1, True), (near * at.below).sum(-1, True)
-    return ((top + at.tied_top).log() - (rest + at.tied_rest).log()) / 2
+    finfo = torch.finfo(at.gap.dtype)
+    gap = at.gap.clamp(max=finfo.max)
+    kept, dropped = ((gap - away).exp().sum(-1, True) for away in (at.kept, at.dropped))
+    if at.part is not None and at.rest is not None:
+        kept, dropped = kept + at.part, dropped + at.rest
+    # both are at least 1 but where a gap is endless: there 0 will do
+    return (kept.clamp(min=finfo.tiny).log() - dropped.clamp(min=finfo.tiny).log()) / 2
 
 
-def solve(
-    x: Tensor, k: Tensor, tau: Number, valid: Tensor | None, most: int, curve: Curve, exact: bool = False
-) -> tuple[Cut, Tensor]:
-    """The cut and the shift t (... 1) at which p = C(distance + t) sums to k.
+def solve(x: Tensor, k: Tensor, tau: Number, curve: Curve, same: float | None = None) -> tuple[Cut, Tensor]:
+    """The cut and the shift t (... 1) at which p = C((x - center)/tau + t) sums to k.
 
-    Shapes: x (... n) with a very small number at padding, k float64 (... 1), tau a number or (... 1), valid
-    (... n) or None. Rows with k <= 0 or k >= valid hold anything.
+    Shapes: x (... n), -inf at padding; k float64 (... 1); tau a number or (... 1); ``same`` is the k of all
+    rows, if Python knows it. Rows with k <= 0 or k >= valid hold anything.
     """
-    at = cut(x, k, tau, valid, most, curve, exact)
+    at = cut(x, k, tau, same)
     wide = x.dtype == torch.float64
     if curve.balanced:
-        t = far_start(at)
-        for _ in range(5 if wide else 3):
-            h, slope = log_ratio(at, t, curve)
-            t = t - h / slope.clamp(1, 2)
-        return at, t
-    return at, _bracketed(at, curve, 40 if wide else 24)
+        return at, _balanced(at, curve, 3 if wide else 2)
+    return at, _bracketed(at, curve, _bracket(x, k, curve), 40 if wide else 24)
 
 
-def _bracketed(at: Cut, curve: Curve, steps: int) -> Tensor:
+def _balanced(at: Cut, curve: Curve, points: int) -> Tensor:
+    """Where the inverse of H, a cubic through value and slope at the last two points, crosses 0.
+
+    H is close to a line: two points leave 4e-5 of it, three 1e-13.
+    """
+    t, before = far_start(at), None
+    for _ in range(points):
+        h, slope = log_ratio(at, t, curve)
+        inverse = 1 / slope.clamp(1, 2)
+        step = -h * inverse
+        if before is not None:
+            t0, h0, inverse0 = before
+            apart = h - h0
+            mean = (t - t0) / apart
+            bend = (inverse - mean - (inverse - 2 * mean + inverse0) * h0 / apart) * h * (h / apart)
+            # two points whose H differs by rounding do not say how it bends
+            step = torch.where(h.abs() < apart.abs() / 2, step + bend, step)
+        before, t = (t, h, inverse), t + step
+    return t
+
+
+def _bracket(x: Tensor, k: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
+    """Shifts (... 1) that enclose the solution of every row but for half a gap."""
+    whole = k.floor()
+    # at most ceil(k) scores lie above the lower of the two around the cut, at least that many above the other
+    others = ((x != -math.inf).sum(-1, True) + 1 - k.ceil()).clamp(min=1)
+    least = torch.where(k > whole, k - whole, 1.0) / others
+    return curve.quantile(least).to(x.dtype), curve.quantile(k / (whole + 1)).to(x.dtype)
+
+
+def _bracketed(at: Cut, curve: Curve, around: tuple[Tensor, Tensor], steps: int) -> Tensor:
     """The best of ``steps`` shifts: Newton's where they stay inside the bracket, its middle otherwise."""
-    low, high, t = at.low - 1e-3, at.high + 1e-3, torch.zeros_like(at.center)
-    best, least = t, torch.full_like(t, math.inf)
+    gap, t = at.gap.clamp(max=SATURATED) + 1e-3, torch.zeros_like(at.center)
+    low, high = around[0] - gap, around[1] + gap
+    best, least, surplus = t, torch.full_like(t, math.inf), t
     settled = 4 * torch.finfo(t.dtype).eps
     for step in range(steps):
         lack, have, down, up = balance(at, t, curve)
@@ -182,7 +200,7 @@ def _bracketed(at: Cut, curve: Curve, steps: int) -> Tensor:
             break
         inside = (newton >= low) & (newton <= high) & (step % 3 < 2)
         t = torch.where(inside, newton, middle)
-    return torch.where(best.isnan() | t.isnan(), t, best)
+    return torch.where(surplus.isnan(), surplus, best)
 
 
 def spread_rest(

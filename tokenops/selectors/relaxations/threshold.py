@@ -11,49 +11,59 @@ from torch.autograd import forward_ad
 
 from tokenops.selectors.relaxations.curves import Curve
 from tokenops.selectors.relaxations.easy import easy_mask
-from tokenops.selectors.relaxations.solver import Number, may_look, solve, spread_rest, valid_tokens
+from tokenops.selectors.relaxations.solver import (
+    SATURATED,
+    Number,
+    finite,
+    may_look,
+    solve,
+    spread_rest,
+    valid_tokens,
+)
 
 
 def solve_mask(
-    x: Tensor, k: Number, tau: Number, mask: Tensor | None, most: float, curve: Curve
+    x: Tensor, k: Number, tau: Number, mask: Tensor | None, curve: Curve
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mask (... n), 0 at padding, and (... 1) centre and shift; shapes as in :class:`Threshold`."""
-    return easy_mask(x, k, tau, mask, curve) or _ranked_mask(x, k, tau, mask, most, curve)
+    return easy_mask(x, k, tau, mask, curve) or _ranked_mask(x, k, tau, mask, curve)
 
 
 def _ranked_mask(
-    x: Tensor, k: Number, tau: Number, mask: Tensor | None, most: float, curve: Curve
+    x: Tensor, k: Number, tau: Number, mask: Tensor | None, curve: Curve
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mask by ranking, for all rows there are."""
     n = x.shape[-1]
     full = mask is None and may_look(x) and x.numel() > 0 and float(x.amin()) > -math.inf
-    limit, valid = torch.finfo(x.dtype).max / 4, mask
-    if not full:
-        valid = valid_tokens(x, mask)
-        x = x.masked_fill(~valid, -limit)
-    x = x.clamp(-limit, limit)
-    exact = not isinstance(k, Tensor)
+    valid = None if full else valid_tokens(x, mask)
+    x = x if mask is None else x.masked_fill(~mask, -math.inf)
+    same = None if isinstance(k, Tensor) else k
     k = k if isinstance(k, Tensor) else x.new_full((*x.shape[:-1], 1), k, dtype=torch.float64)
     # products of two shares of k must not underflow: below 1e-18 n in float32, k is rounded up
     least = 8 * torch.finfo(x.dtype).tiny ** 0.5 * n
-    at, t = solve(x, k.clamp(min=least), tau, valid, math.floor(min(max(most, 0), n)), curve, exact)
-    p = curve.value(at.distance + t)
-    p = p if valid is None else p.masked_fill(~valid, 0.0)
+    at, t = solve(x, k.clamp(min=least), tau, curve, None if same is None else max(same, least))
+    u = (finite(x) - at.center) / tau
+    if curve.balanced:
+        p = curve.value(u + t)
+    else:
+        p = curve.value(u.clamp(-SATURATED, SATURATED) + t)
+        p = p if valid is None else p.masked_fill(~valid, 0.0)
     v = curve.density(p)
     # t comes from sums of small terms: more exact than what is missing in a sum of rounded shares
     slope = v.sum(-1, True)
     p = torch.where(slope > 0, spread_rest(p, k, v, slope, t)[0], p)
-    none, every = k <= 0, k >= (n if valid is None else valid.sum(-1, True))
+    # below the cut of a row without enough tokens lies padding
+    none, every = k <= 0, (k >= n) | (at.center == -math.inf)
     p = torch.where(every, 1.0, torch.where(none, 0.0, p))
     t = torch.where(every, math.inf, torch.where(none, -math.inf, t))
     return p if valid is None else p.masked_fill(~valid, 0.0), at.center, t
 
 
 def threshold_mask(
-    x: Tensor, k: Number, tau: Number, mask: Tensor | None, most: float, curve: Curve
+    x: Tensor, k: Number, tau: Number, mask: Tensor | None, curve: Curve
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:class:`Threshold` by the shortest way that serves the tensors; arguments and results as there."""
-    arguments = x, k, tau, mask, most, curve
+    arguments = x, k, tau, mask, curve
     if not may_look(x) or _transformed():
         return Threshold.apply(*arguments)
     asked = any(isinstance(v, Tensor) and v.requires_grad for v in (x, k, tau))
@@ -83,14 +93,13 @@ class Threshold(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, k: Number, tau: Number, mask: Tensor | None, most: float, curve: Curve
+        x: Tensor, k: Number, tau: Number, mask: Tensor | None, curve: Curve
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Shapes: x, mask (... n); k (float64), tau numbers or (... 1) -> p (... n), centre, shift (... 1).
 
         The threshold is centre - shift * tau: for reports, without gradient.
-        ``most`` is a number that no k exceeds: less of a row has to be ranked then.
         """
-        return solve_mask(x, k, tau, mask, most, curve)
+        return solve_mask(x, k, tau, mask, curve)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -105,7 +114,7 @@ class Threshold(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, tuple[int, int, int]]:
         """One more batch axis in front; the operation takes any number of them."""
-        *tensors, most, curve = inputs
+        *tensors, curve = inputs
 
         def in_front(value: Any, dim: int | None) -> Any:
             if not isinstance(value, Tensor):
@@ -115,7 +124,7 @@ class Threshold(torch.autograd.Function):
             return value.movedim(dim, 0)
 
         moved = [in_front(v, d) for v, d in zip(tensors, in_dims, strict=False)]
-        return Threshold.apply(*moved, most, curve), (0, 0, 0)
+        return Threshold.apply(*moved, curve), (0, 0, 0)
 
 
 class Eager(torch.autograd.Function):
@@ -136,7 +145,7 @@ class Eager(torch.autograd.Function):
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     """What the backward pass needs."""
-    x, k, tau, _, _, curve = inputs
+    x, k, tau, _, curve = inputs
     p, *where = output
     ctx.mark_non_differentiable(*where)
     ctx.curve, ctx.k_dtype = curve, k.dtype if isinstance(k, Tensor) else None
@@ -164,4 +173,4 @@ def _gradients(ctx: Any, g: Tensor, look: bool) -> tuple[Tensor | None, ...]:
     elif ctx.tau != 1:
         dx = dx / ctx.tau
     dk = None if ctx.k_dtype is None else mean.to(ctx.k_dtype)
-    return dx, dk, dtau, None, None, None
+    return dx, dk, dtau, None, None

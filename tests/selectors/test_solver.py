@@ -1,0 +1,70 @@
+"""The ranked solver: one cut for a number and for a tensor of counts, endless gaps, the largest numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tokenops.selectors.relaxations import soft_topk, soft_topk_threshold
+from tokenops.selectors.relaxations.family import METHODS
+from tokenops.testing.drawing import Draw, assert_close, hold
+
+members = pytest.mark.parametrize("member", METHODS)
+
+
+def ranked(x: Tensor, k: float | Tensor, member: str, temperature: float = 1.0) -> Tensor:
+    """A mask takes the fast way out of the question."""
+    return soft_topk(x, k, method=member, temperature=temperature, mask=torch.ones_like(x, dtype=torch.bool))
+
+
+@members
+def test_a_number_and_a_tensor_of_counts_solve_alike(member: str) -> None:
+    def law(draw: Draw) -> None:
+        n = draw.integer(2, 40)
+        x = draw.normal(3, n, dtype=torch.float64) * draw.choice(1.0, 100.0)
+        x = x.masked_fill(draw.mask(3, n), -math.inf) if draw.choice(True, False) else x
+        k = draw.choice(float(draw.integer(0, n + 1)), draw.number(0, n))
+        assert_close(ranked(x, k, member), ranked(x, torch.full((3,), k, dtype=torch.float64), member), 1e-9)
+
+    hold(law)
+
+
+@members
+@pytest.mark.parametrize("temperature", [1e-3, 1.0])
+def test_gaps_without_end(member: str, temperature: float) -> None:
+    far = [1e38, 0.0, 0.0, 0.0, -1e38]
+    for row, k, wanted in (
+        (far, 2, [1, 1 / 3, 1 / 3, 1 / 3, 0]),
+        (far, 1, [1, 0, 0, 0, 0]),
+        (far, 4, [1, 1, 1, 1, 0]),
+        ([3e38, 2e38, -3e38, -3.4e38], 1.5, [1, 0.5, 0, 0]),
+        ([-3e38, -3.2e38, -3.4e38], 1, [1, 0, 0]),
+        ([3.4e38, 3.4e38, 3e38], 1, [0.5, 0.5, 0]),
+        ([math.inf, math.inf, 3e38, -math.inf], 1, [0.5, 0.5, 0, 0]),
+        ([3e4, 0.0, -3e4], 2, [1, 1, 0]),
+    ):
+        x = torch.tensor([row])
+        for count in (k, torch.tensor([float(k)])):
+            assert_close(ranked(x, count, member, temperature), torch.tensor([wanted]), 1e-6)
+
+
+@members
+def test_a_row_with_too_few_tokens_keeps_them_all(member: str) -> None:
+    x = torch.tensor([[1.0, -math.inf, 0.5, -math.inf], [1.0, 0.0, 0.5, -math.inf]])
+    for k in (2, 2.5, 7, torch.tensor([2.0, 7.0])):
+        mask, threshold = soft_topk_threshold(x, k, method=member)
+        assert mask[0].tolist() == [1, 0, 1, 0], k
+        assert threshold[0] == -math.inf, k
+
+
+@members
+def test_not_a_number_stays_in_its_row(member: str) -> None:
+    x = torch.randn(2, 9)
+    x[0, 4] = math.nan
+    for k in (0.5, 3, 3.5, torch.tensor([3.0, 3.5])):
+        p = ranked(x, k, member)
+        assert p[0].isnan().all(), k
+        assert not p[1].isnan().any(), k

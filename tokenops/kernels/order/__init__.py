@@ -1,0 +1,77 @@
+"""The scores of a row in order: on a CPU by numpy, which sorts and partitions with vector instructions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenops.errors import TokenOpsError
+from tokenops.kernels.order import reference
+from tokenops.registry import register
+from tokenops.shapes import Float
+
+try:
+    import numpy as np
+except ImportError:  # torch runs without
+    np = None
+
+VECTORS = np is not None and int(np.__version__.split(".")[0]) >= 2
+"""Whether numpy is there, and sorts more than one number at a time."""
+
+__all__ = ["ascending"]
+
+
+@register("kernel")
+def ascending(scores: Float[Tensor, "... n"], kth: int | None = None) -> Float[Tensor, "... n"]:
+    r"""Every row from its lowest to its highest score, without gradient.
+
+    .. math:: s_{(0)} \le \dots \le s_{(n - 1)}
+
+    With ``kth`` the order may stop at a partition, which is less work: element kth is in its place, none
+    before it is higher, none behind it lower. NaN ranks above every number. A call of its own in a graph of
+    ``torch.compile``, and one call under ``torch.vmap``.
+
+    Shapes: scores (... n) -> (... n); 0 <= kth < n.
+
+    Raises:
+        TokenOpsError: scores that are no float tensor, a kth outside the row.
+
+    >>> ascending(torch.tensor([[1.0, 3.0, 2.0, -1.0]]))
+    tensor([[-1.,  1.,  2.,  3.]])
+    """
+    if not isinstance(scores, Tensor) or not scores.is_floating_point() or scores.ndim == 0:
+        got = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise TokenOpsError("ascending", "a float tensor (... n)", got)
+    if kth is not None and not 0 <= kth < scores.shape[-1]:
+        raise TokenOpsError("ascending", f"kth in [0, {scores.shape[-1]})", kth)
+    if VECTORS and scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        return _call(scores.detach(), kth)
+    return reference.ascending(scores, kth)
+
+
+def _by_numpy(scores: Tensor, kth: int | None) -> Tensor:
+    assert np is not None
+    x = scores.contiguous().numpy()  # the result would inherit other strides
+    return torch.from_numpy(np.sort(x, axis=-1) if kth is None else np.partition(x, kth, axis=-1))
+
+
+_LIBRARY = torch.library.Library("tokenops", "FRAGMENT")
+_LIBRARY.define("ascending(Tensor scores, SymInt? kth) -> Tensor")
+_LIBRARY.impl("ascending", _by_numpy, "CPU")
+_call = torch.ops.tokenops.ascending.default
+
+
+def _like(scores: Tensor, kth: int | None) -> Tensor:
+    return torch.empty_like(scores, memory_format=torch.contiguous_format)
+
+
+def _batched(
+    info: Any, in_dims: tuple[int | None, None], scores: Tensor, kth: int | None
+) -> tuple[Tensor, int]:
+    return _call(scores.movedim(in_dims[0] or 0, 0), kth), 0
+
+
+torch.library.register_fake("tokenops::ascending", _like, lib=_LIBRARY)
+torch.library.register_vmap("tokenops::ascending", _batched, lib=_LIBRARY)
