@@ -90,8 +90,8 @@ def flops(visual: float, rank: int | None = None) -> float:
     tokens, everything = visual + TEXT, SIDE**2 + TEXT
     layer = 2 * tokens * (4 * WIDTH**2 + 3 * WIDTH * FFN) + 2 * tokens**2 * WIDTH
     if rank is not None:
-        # two projections, half a map, its columns' sums over visual and over text rows
-        layer += 4 * everything * WIDTH * rank + everything**2 * rank + 2 * everything**2
+        # two projections, a map without a causal mask, its columns' sums over visual and over text rows
+        layer += 4 * everything * WIDTH * rank + 2 * everything**2 * rank + 4 * everything**2
     return LAYERS * layer
 
 

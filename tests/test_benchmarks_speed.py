@@ -13,10 +13,16 @@ import gpu_shapes
 import growth
 import overhead
 import pytest
+import routing_cost
 import scorer_cost
 import tables_speed
 import torch
 from interleaved import held_bytes, in_turn
+from torch.utils.flop_counter import FlopCounterMode
+
+import tokenops
+from tokenops import recipes
+from tokenops.integrations import low_rank_factors
 
 pytestmark = pytest.mark.usefixtures("frozen_heap")
 ROOT = Path(__file__).parent.parent
@@ -200,3 +206,20 @@ def test_tables_of_speed(table: Any) -> None:
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
     assert text.count("\n|") > 2
+
+
+@pytest.mark.parametrize("rank", [4, 8])
+def test_scoring_is_counted_as_it_is_computed(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    for name, value in {"LAYERS": 2, "WIDTH": 32, "FFN": 48, "SIDE": 6}.items():
+        monkeypatch.setattr(routing_cost, name, value)
+    model, inputs = routing_cost.build(2, 32, 48, 2, 6), routing_cost.prompt(side=6)
+
+    def counted(pipeline: tokenops.Pipeline) -> int:
+        with torch.no_grad(), tokenops.attach(model, pipeline), FlopCounterMode(display=False) as counter:
+            model(**inputs, use_cache=False, logits_to_keep=1)
+        return counter.get_total_flops()
+
+    routed = tokenops.Pipeline(layers=routing_cost.Route(routing_cost.first_feature, 0.25))
+    scored = recipes.alvts(low_rank_factors(model, rank, svd="logits"), 0.25)
+    wanted = routing_cost.flops(9, rank) - routing_cost.flops(9)
+    assert counted(scored) - counted(routed) == wanted
