@@ -27,7 +27,7 @@ HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 
 CORE = {"torch", "einops"}
 MAY_USE = {
-    "kernels": {"triton", "xformers"},
+    "kernels": {"triton", "xformers", "numpy"},
     "hub": {"safetensors", "huggingface_hub"},
     "testing": {"pytest", "hypothesis"},
 }

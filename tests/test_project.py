@@ -18,7 +18,8 @@ DISTRIBUTION = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
 COMES_WITH = {"triton": "torch"}
 # which extras a user of each part has installed; everything else runs on the core alone
 EXTRAS_OF = {
-    "kernels": ("xformers",),
+    # hf brings numpy; without it torch sorts
+    "kernels": ("xformers", "hf"),
     "hub": ("hf",),
     "integrations": ("hf", "timm"),
     "training": ("train",),

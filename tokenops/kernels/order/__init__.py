@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -12,15 +13,18 @@ from tokenops.kernels.order import reference
 from tokenops.registry import register
 from tokenops.shapes import Float
 
-try:
-    import numpy as np
-except ImportError:  # torch runs without
-    np = None
-
-VECTORS = np is not None and int(np.__version__.split(".")[0]) >= 2
-"""Whether numpy is there, and sorts more than one number at a time."""
-
 __all__ = ["ascending"]
+
+
+def _sorts_vectors() -> bool:
+    try:
+        return int(version("numpy").split(".")[0]) >= 2
+    except PackageNotFoundError:
+        return False
+
+
+VECTORS = _sorts_vectors()
+"""Whether numpy is there, and sorts more than one number at a time."""
 
 
 @register("kernel")
@@ -52,7 +56,8 @@ def ascending(scores: Float[Tensor, "... n"], kth: int | None = None) -> Float[T
 
 
 def _by_numpy(scores: Tensor, kth: int | None) -> Tensor:
-    assert np is not None
+    import numpy as np
+
     x = scores.contiguous().numpy()  # the result would inherit other strides
     return torch.from_numpy(np.sort(x, axis=-1) if kth is None else np.partition(x, kth, axis=-1))
 
