@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenops.selectors.relaxations import soft_topk, soft_topk_threshold
+from tokenops.selectors.relaxations import log_balance, soft_topk, soft_topk_threshold
 from tokenops.selectors.relaxations.family import METHODS
 from tokenops.testing.drawing import Draw, assert_close, hold
 
@@ -49,6 +49,42 @@ def test_gaps_without_end(member: str, temperature: float) -> None:
         x = torch.tensor([row])
         for count in (k, torch.tensor([float(k)])):
             assert_close(ranked(x, count, member, temperature), torch.tensor([wanted]), 1e-6)
+
+
+@members
+def test_scores_of_any_size(member: str) -> None:
+    """The distance of the nearest score and half a gap are the same number, but for rounding."""
+
+    def law(draw: Draw) -> None:
+        n = draw.integer(3, 8)
+        x = draw.normal(1, n) * 10 ** draw.number(0, 36)
+        k = draw.integer(1, n - 1)
+        for count in (k, torch.tensor([float(k)])):
+            assert abs(float(ranked(x, count, member).double().sum()) - k) < 1e-3
+
+    hold(law)
+
+
+@pytest.mark.parametrize(
+    ("member", "dtype", "most"),
+    [
+        ("sigmoid", torch.float32, 2e-5),
+        ("laplace", torch.float32, 2e-3),
+        ("sigmoid", torch.float64, 1e-12),
+        ("laplace", torch.float64, 1e-12),
+    ],
+)
+def test_many_equal_scores_at_the_cut(member: str, dtype: torch.dtype, most: float) -> None:
+    """A few high scores, all others 0, k one more: the log-balance bends here more than anywhere."""
+    for n in (100, 1000, 10000, 100000):
+        for high in (2, 6, 9, 11, 14):
+            for count in (1, 5, 20, 40, 90):
+                x = (torch.arange(n) < count).to(dtype)[None] * high
+                valid = torch.ones_like(x, dtype=torch.bool)
+                for scores, k in ((x, count + 1), (-x, n - count - 1)):
+                    mask, nu = soft_topk_threshold(scores, k, method=member, mask=valid)
+                    assert log_balance(scores, k, nu, method=member).abs() < most, (n, high, count)
+                    assert abs(float(mask.double().sum()) - k) < 1e-6 * n, (n, high, count)
 
 
 @members
