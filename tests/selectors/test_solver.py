@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tokenops.selectors.relaxations import log_balance, soft_topk, soft_topk_threshold
 from tokenops.selectors.relaxations.family import METHODS
@@ -104,3 +105,11 @@ def test_not_a_number_stays_in_its_row(member: str) -> None:
         p = ranked(x, k, member)
         assert p[0].isnan().all(), k
         assert not p[1].isnan().any(), k
+
+
+@members
+@pytest.mark.parametrize("k", [3, 2.5])
+def test_a_graph_for_rows_of_any_length(member: str, k: float) -> None:
+    """What one length was traced with holds for another."""
+    graph = make_fx(lambda x: soft_topk(x, k, method=member), tracing_mode="symbolic")(torch.randn(2, 9))
+    assert_close(graph(torch.randn(4, 12)).sum(-1), torch.full((4,), float(k)), 1e-5)

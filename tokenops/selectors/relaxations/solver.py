@@ -77,7 +77,7 @@ def cut(x: Tensor, k: Tensor, tau: Number, same: float | None = None) -> Cut:
         # the floor(k) highest are the same slice of every row, in any order
         first, between = n - min(max(math.floor(same), 0), n), math.ceil(same) - math.floor(same)
         ranked = ascending(x, max(first - 1, 0))
-        last = out = finite(ranked[..., max(first - 1, 0), None])
+        last = out = finite(ranked.narrow(-1, max(first - 1, 0), 1))
         if not between:
             last = finite(ranked[..., min(first, n - 1) :].amin(-1, True))
     center, gap = last / 2 + out / 2, (last / 2 - out / 2) / tau
