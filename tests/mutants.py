@@ -17,8 +17,13 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = (
-    Mutant("gradient sign", f"{ENGINE}/threshold.py", "v * (g - mean), None", "v * (mean - g), None"),
-    Mutant("gradient not centred", f"{ENGINE}/threshold.py", "v * (g - mean), None", "v * g, None"),
+    Mutant("gradient sign", f"{ENGINE}/threshold.py", "torch.sub(g, mean, out", "torch.sub(mean, g, out"),
+    Mutant(
+        "gradient not centred",
+        f"{ENGINE}/threshold.py",
+        "torch.sub(g, mean, out",
+        "torch.sub(g, 0 * mean, out",
+    ),
     Mutant("gradient of tau, sign", f"{ENGINE}/threshold.py", "dtau = -(dx", "dtau = (dx"),
     Mutant("gradient of k", f"{ENGINE}/threshold.py", "else mean.to(", "else (2 * mean).to("),
     Mutant(
@@ -30,14 +35,14 @@ MUTANTS = (
     Mutant(
         "rows coupled", f"{ENGINE}/threshold.py", "total = v.sum(-1, True)", "total = v.sum(-1, True).mean()"
     ),
-    Mutant("missing mask", f"{ENGINE}/solver.py", "else (x != -math.inf) & mask", "else x != -math.inf"),
+    Mutant("missing mask", f"{ENGINE}/cut.py", "else (x != -math.inf) & mask", "else x != -math.inf"),
     Mutant("unseen -inf", f"{ENGINE}/threshold.py", " and float(x.amin()) > -math.inf", ""),
     Mutant("nothing kept, all kept", f"{ENGINE}/threshold.py", "k <= 0, (k >= n)", "k < 0, (k > n)"),
     Mutant("one iteration", f"{ENGINE}/solver.py", "5 if wide else 3", "1"),
     Mutant("short bracket", f"{ENGINE}/solver.py", "40 if wide else 24", "3"),
-    Mutant("no share for the fraction", f"{ENGINE}/solver.py", "lack + at.part * curve", "lack + 0 * curve"),
-    Mutant("infinity counted", f"{ENGINE}/solver.py", "at.dropped == math.inf", "at.dropped == -math.inf"),
-    Mutant("one kept too many", f"{ENGINE}/solver.py", "rank < whole", "rank <= whole"),
+    Mutant("no share for the fraction", f"{ENGINE}/balance.py", "lack + at.part * curve", "lack + 0 * curve"),
+    Mutant("infinity counted", f"{ENGINE}/balance.py", "at.dropped == math.inf", "at.dropped == -math.inf"),
+    Mutant("one kept too many", f"{ENGINE}/cut.py", "rank < whole", "rank <= whole"),
     Mutant(
         "no spread",
         f"{ENGINE}/solver.py",
@@ -47,12 +52,12 @@ MUTANTS = (
     Mutant("threshold before spread", f"{ENGINE}/solver.py", ".clamp_(0, 1), t + rest", ".clamp_(0, 1), t"),
     Mutant("quick stops early", f"{ENGINE}/easy.py", "else 5e-4", "else 2e-1"),
     Mutant("stops early before bending", f"{ENGINE}/easy.py", ".eps ** (1 / 3)", ".eps ** (1 / 10)"),
-    Mutant("bends the other way", f"{ENGINE}/sigmoid.py", "(p, -s * s, out=out)", "(p, s * s, out=out)"),
+    Mutant("bends the other way", f"{ENGINE}/sigmoid.py", "torch.sub(torch.add", "torch.add(torch.add"),
     Mutant(
         "padding taken for scores",
         f"{ENGINE}/threshold.py",
-        "and not float(v.detach().amin()) > 0",
-        "and False",
+        "not math.isfinite(float(mean.detach().sum()))",
+        "False",
     ),
     Mutant(
         "half-precision solve",

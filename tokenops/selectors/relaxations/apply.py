@@ -15,8 +15,8 @@ from tokenops.budget import EPSILON
 from tokenops.errors import TokenOpsError
 from tokenops.kernels.topk import hard_topk
 from tokenops.selectors.relaxations.curves import Curve
+from tokenops.selectors.relaxations.cut import Number, valid_tokens
 from tokenops.selectors.relaxations.segments import check_segments, in_rows
-from tokenops.selectors.relaxations.solver import Number, valid_tokens
 from tokenops.selectors.relaxations.threshold import threshold_mask
 
 

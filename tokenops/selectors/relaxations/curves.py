@@ -23,11 +23,12 @@ class Curve:
         mean, variance: moments of the distribution, for the first guess of the threshold.
         steepness: the largest density; the mask's Jacobian has no larger norm than this over the temperature.
         symmetric: C(-u) = 1 - C(u), so ``1 - f(x, k) = f(-x, n - k)`` and the threshold is where p = 1/2.
-        balanced: the hazards c/C and c/(1-C) add up to at least 1 and neither exceeds 1. Then the slope of
-            the log-balance is in [1, 2] everywhere, and steps on it need no bracket. ``value`` may
-            not be NaN at infinity then.
+        of_exp: C as a function of :math:`e^u`, on [0, inf). Only for a curve whose hazards c/C and c/(1-C)
+            add up to at least 1, neither above 1: the slope of the log-balance is in [1, 2] everywhere
+            then, and steps on it need no bracket. Used where the curve is symmetric; ``value`` may not be
+            NaN at infinity. Optional, for speed.
         smooth: c is continuous.
-        bend: (p, s, out) -> s + s² c'(p)/2, into out; times c(p), that is what a shift by s adds to second
+        bend: (p, s) -> s + s² c'(p)/2, as a new tensor; times c(p), that is what a shift by s adds to second
             order; optional.
         refill: (u, v) -> None, turns u into p = C(u) and fills v with c(p), in place; optional, for speed.
 
@@ -47,11 +48,16 @@ class Curve:
     steepness: float
     mean: float = 0.0
     symmetric: bool = True
-    balanced: bool = False
+    of_exp: Callable[[Tensor], Tensor] | None = None
     smooth: bool = True
-    bend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    bend: Callable[[Tensor, Tensor], Tensor] | None = None
     refill: Callable[[Tensor, Tensor], Any] | None = None
 
     def survival(self, u: Tensor) -> Tensor:
         """1 - C(u), without cancellation where C is symmetric."""
         return self.value(-u) if self.symmetric else 1 - self.value(u)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the threshold is found where the log-balance is 0."""
+        return self.symmetric and self.of_exp is not None

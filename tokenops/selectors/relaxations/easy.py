@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from tokenops.selectors.relaxations.curves import Curve
-from tokenops.selectors.relaxations.solver import Number, may_look, spread_rest
+from tokenops.selectors.relaxations.cut import Number, may_look
+from tokenops.selectors.relaxations.solver import exact_sum, spread_rest
 
 SAMPLE = 512
 """Scores of a row that the first guess looks at."""
 NEAR = 2.0
-"""Temperatures between threshold and mean up to which rounding at the mean does no harm, at steepness 1."""
+"""Temperatures between threshold and centre up to which rounding there does no harm, at steepness 1."""
 
 
 def _inside(k: Number, n: int) -> bool:
@@ -36,87 +37,90 @@ def easy_mask(
     return quick(x, k, tau, curve) if _inside(k, x.shape[-1]) else None
 
 
-class Easy(NamedTuple):
-    """Rows of an eager CPU tensor without a mask, and what every try at them shares.
-
-    ``center`` (... 1) is the mean of every so many scores, ``distance`` (... n) is (x - center)/tau and
-    ``sample`` (... m) every so many of it.
-    """
-
-    x: Tensor
-    k: Number
-    tau: Number
-    curve: Curve
-    center: Tensor
-    distance: Tensor
-    sample: Tensor
-
-    def at(self, t: Tensor, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask and density at shift t (... 1); the buffers p and v (... n) may hold them."""
-        torch.add(self.distance, t, out=p)
-        if self.curve.refill is None:
-            p = self.curve.value(p)
-            return p, self.curve.density(p)
-        self.curve.refill(p, v)
-        return p, v
-
-
 def quick(x: Tensor, k: Number, tau: Number, curve: Curve) -> tuple[Tensor, Tensor, Tensor] | None:
     """Mask, centre and shift by Newton steps on the logarithm of the sum; None if they do not settle.
 
     For eager CPU tensors without a mask, 0 < k < n. The last sum is taken in float64 and what it
     lacks is spread to first order, so the mask sums to k as well as its dtype can say.
     """
-    every = max(1, x.shape[-1] // SAMPLE)
-    sample = x[..., ::every]
-    center = sample.sum(-1, True).mul_(1 / sample.shape[-1])
-    distance = x - center
-    if isinstance(tau, Tensor) or tau != 1:
-        distance = distance / tau
-    rows = Easy(x, k, tau, curve, center, distance, distance[..., ::every])
-    buffers = torch.empty_like(distance), torch.empty_like(distance)
+    sample = x[..., :: max(1, x.shape[-1] // SAMPLE)].contiguous()
+    buffers = torch.empty_like(x), torch.empty_like(x)
     for guess in (_by_moments, _by_rank):
-        if (found := _newton(rows, guess(rows), *buffers)) is not None:
+        center = guess(sample, k / x.shape[-1], tau, curve)
+        if (found := _newton(Easy(x, k, tau, curve, *buffers), center)) is not None:
             return found
     return None
 
 
-def _by_moments(rows: Easy) -> Tensor:
-    """The shift (... 1) if scores and curve together were normal."""
-    sample, curve, share = rows.sample, rows.curve, rows.k / rows.x.shape[-1]
-    spread = torch.linalg.vector_norm(sample, dim=-1, keepdim=True).mul_(sample.shape[-1] ** -0.5)
+def _by_moments(sample: Tensor, share: Number, tau: Number, curve: Curve) -> Tensor:
+    """The threshold (... 1) if scores and curve together were normal."""
+    m = sample.shape[-1]
+    mean = sample.sum(-1, True).mul_(1 / m)
+    spread = torch.linalg.vector_norm(sample - mean, dim=-1, keepdim=True).square_().mul_(1 / m)
     if isinstance(share, Tensor):
         quantile = torch.special.ndtri(share).to(sample.dtype)
     else:
         quantile = NormalDist().inv_cdf(share)
-    return spread.square_().add_(curve.variance).sqrt_().mul_(quantile).add_(curve.mean)
+    spread = spread.add_(curve.variance * tau * tau).sqrt_().mul_(quantile)
+    return mean - spread if curve.mean == 0 else mean - spread - curve.mean * tau
 
 
-def _by_rank(rows: Easy) -> Tensor:
-    """The shift (... 1) that puts the threshold on the sample's own quantile: tails may be heavy."""
-    m = rows.sample.shape[-1]
-    ranked = rows.sample.sort(-1, descending=True).values
-    share = rows.k / rows.x.shape[-1]
+def _by_rank(sample: Tensor, share: Number, tau: Number, curve: Curve) -> Tensor:
+    """The threshold (... 1) on the sample's own quantile: tails may be heavy."""
+    m = sample.shape[-1]
+    ranked = sample.sort(-1, descending=True).values
     if isinstance(share, Tensor):
-        return -ranked.gather(-1, (share * m).long())
-    return -ranked[..., math.floor(share * m)].unsqueeze(-1)
+        return ranked.gather(-1, (share * m).long())
+    return ranked[..., math.floor(share * m)].unsqueeze(-1)
 
 
-def _newton(rows: Easy, t: Tensor, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Newton steps from shift t; a curve that bends may stop a step early and be moved to second order."""
-    k = rows.k
-    target = k.log().to(t.dtype) if isinstance(k, Tensor) else math.log(k)
-    fine = _fine(rows.curve, t.dtype)
+class Easy(NamedTuple):
+    """Rows of an eager CPU tensor without a mask, and room for their mask and its density."""
+
+    x: Tensor
+    k: Number
+    tau: Number
+    curve: Curve
+    p: Tensor
+    v: Tensor
+
+    def at(self, center: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mask and density (... n) at the threshold center - t * tau; x - center is taken first."""
+        p = torch.sub(self.x, center, out=self.p)
+        if isinstance(self.tau, Tensor) or self.tau != 1:
+            p.div_(self.tau)
+        if t is not None:
+            p.add_(t)
+        if self.curve.refill is None:
+            p = self.curve.value(p)
+            return p, self.curve.density(p)
+        self.curve.refill(p, self.v)
+        return p, self.v
+
+
+def _newton(rows: Easy, center: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Newton steps from a threshold; a curve that bends may stop a step early and be moved to second order.
+
+    ``center`` follows the threshold where it goes far: x - center is exact where it matters then.
+    """
+    k, curve = rows.k, rows.curve
+    target = k.log().to(center.dtype) if isinstance(k, Tensor) else math.log(k)
+    fine, near = _fine(curve, center.dtype), NEAR / curve.steepness
+    t, moved = None, 0.0
     for _ in range(6):
-        p, v = rows.at(t, p, v)
+        p, v = rows.at(center, t)
         total, slope = p.sum(-1, True), v.sum(-1, True)
         step = (target - total.log()).mul_(total).div_(slope)
-        furthest = float(step.abs().amax())
+        furthest = float(torch.linalg.vector_norm(step, math.inf))
         if furthest < fine:
-            return _finish(rows, t, step, p, v, slope)
+            # what rounding of the sum could move the threshold by is as small as well
+            certain = float((total / slope).amax()) * torch.finfo(p.dtype).eps < _fine_to_first_order(p.dtype)
+            return _finish(rows, center, t, step, p, v, slope) if certain else None
         if not furthest < math.inf:
             return None
-        t = t + step
+        t, moved = step if t is None else t + step, moved + furthest
+        if moved >= near:
+            center, t, moved = center - t * rows.tau, None, 0.0
     return None
 
 
@@ -124,47 +128,40 @@ def _fine(curve: Curve, dtype: torch.dtype) -> float:
     """A step so small that what is left of it shows in no digit once the mask is moved along its slope."""
     if not curve.smooth:
         return 1e-2
-    if curve.bend is not None:
-        return torch.finfo(dtype).eps ** (1 / 3)
+    return torch.finfo(dtype).eps ** (1 / 3) if curve.bend is not None else _fine_to_first_order(dtype)
+
+
+def _fine_to_first_order(dtype: torch.dtype) -> float:
     return 1e-9 if dtype == torch.float64 else 5e-4
 
 
 def _finish(
-    rows: Easy, t: Tensor, step: Tensor, p: Tensor, v: Tensor, slope: Tensor
+    rows: Easy, center: Tensor, t: Tensor | None, step: Tensor, p: Tensor, v: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Spread the last of k over the mask of shift t; ``step`` is what Newton would do next."""
-    curve, k, center = rows.curve, rows.k, rows.center
-    if float(t.abs().amax()) >= NEAR / curve.steepness:
-        # seen from the threshold itself, x - center is exact where it matters
-        center = center - t * rows.tau
-        t = torch.zeros_like(t)
-        rows = rows._replace(distance=(rows.x - center) / rows.tau)
-        if (found := _settle(rows, t, p, v, _fine(curve, t.dtype))) is None:
-            return None
-        t, step, p, v, slope = found
-    if not curve.smooth:
+    t = torch.zeros_like(step) if t is None else t
+    if not rows.curve.smooth:
         # a first-order step may not cross a kink, unless it is as small as rounding
-        if (found := _settle(rows, t, p, v, 8 * torch.finfo(p.dtype).eps)) is None:
+        if (found := _settle(rows, center, t)) is None:
             return None
-        t, _, p, v, slope = found
-    elif curve.bend is not None:
-        p.addcmul_(v, curve.bend(p, step, rows.distance))
+        t, p, v, slope = found
+    elif rows.curve.bend is not None:
+        p.addcmul_(v, rows.curve.bend(p, step))
         t = t + step
-    p, t = spread_rest(p, k, v, slope, t, out=p)
+    p, t = spread_rest(p, rows.k, v, slope, t, out=p)
     return p, center, t
 
 
-def _settle(
-    rows: Easy, t: Tensor, p: Tensor, v: Tensor, fine: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
-    """Shift, next step, mask, density and its sum, once the steps on the sum are below ``fine``."""
+def _settle(rows: Easy, center: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Shift, mask, density and its sum, once the steps on the exact sum are as small as rounding."""
+    fine = 8 * torch.finfo(t.dtype).eps
     for _ in range(4):
-        p, v = rows.at(t, p, v)
+        p, v = rows.at(center, t)
         slope = v.sum(-1, True)
-        step = ((rows.k - p.sum(-1, True, dtype=torch.float64)) / slope).to(p.dtype)
+        step = ((rows.k - exact_sum(p)) / slope).to(p.dtype)
         furthest = float((step.abs() / (1 + t.abs())).amax())
         if furthest < fine:
-            return t, step, p, v, slope
+            return t, p, v, slope
         if not furthest < math.inf:
             return None
         t = t + step

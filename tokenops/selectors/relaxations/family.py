@@ -10,14 +10,15 @@ from torch import Tensor
 from tokenops.errors import TokenOpsError
 from tokenops.registry import register
 from tokenops.selectors.relaxations.apply import budgeted, check_number, check_scores, per_row, threshold_topk
+from tokenops.selectors.relaxations.balance import balance
 from tokenops.selectors.relaxations.capped_simplex import CAPPED_SIMPLEX
 from tokenops.selectors.relaxations.curves import Curve
+from tokenops.selectors.relaxations.cut import cut, valid_tokens
 from tokenops.selectors.relaxations.entmax import entmax_curve
 from tokenops.selectors.relaxations.gaussian import GAUSSIAN
 from tokenops.selectors.relaxations.laplace import LAPLACE
 from tokenops.selectors.relaxations.noise import NOISES, draw_noise
 from tokenops.selectors.relaxations.sigmoid import LOGISTIC
-from tokenops.selectors.relaxations.solver import balance, cut, valid_tokens
 from tokenops.shapes import Bool, Float, Int
 
 METHODS: dict[str, Curve] = {

@@ -27,7 +27,7 @@ LAPLACE = Curve(
     quantile=_quantile,
     variance=2.0,
     steepness=0.5,
-    balanced=True,
+    of_exp=lambda z: torch.where(z < 1, z / 2, 1 - 0.5 / z),
 )
 
 

@@ -12,8 +12,8 @@ from tokenops.errors import TokenOpsError, check_ints
 from tokenops.kernels.topk import hard_topk
 from tokenops.registry import register
 from tokenops.selectors.relaxations.apply import budgeted, check_out_dtype, check_scores, whole
+from tokenops.selectors.relaxations.cut import valid_tokens
 from tokenops.selectors.relaxations.noise import draw_noise
-from tokenops.selectors.relaxations.solver import valid_tokens
 from tokenops.shapes import Bool, Float
 
 # minus the gradient of the log-density of each noise

@@ -12,6 +12,13 @@ from tokenops.selectors.relaxations.apply import threshold_topk
 from tokenops.selectors.relaxations.curves import Curve
 from tokenops.shapes import Bool, Float, Int
 
+
+def _bend(p: Tensor, s: Tensor) -> Tensor:
+    square = s * s
+    rest = p * square
+    return torch.sub(torch.add(s, square, alpha=0.5), rest, out=rest)
+
+
 LOGISTIC = Curve(
     name="sigmoid",
     value=torch.sigmoid,
@@ -19,8 +26,8 @@ LOGISTIC = Curve(
     quantile=torch.logit,
     variance=math.pi**2 / 3,
     steepness=0.25,
-    balanced=True,
-    bend=lambda p, s, out: torch.mul(p, -s * s, out=out).add_(s + s * s / 2),
+    of_exp=lambda z: z / (1 + z),
+    bend=_bend,
     refill=lambda u, v: torch.addcmul(u.sigmoid_(), u, u, value=-1, out=v),
 )
 

@@ -10,16 +10,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from tokenops.selectors.relaxations.curves import Curve
+from tokenops.selectors.relaxations.cut import Number, finite, may_look, valid_tokens
 from tokenops.selectors.relaxations.easy import easy_mask
-from tokenops.selectors.relaxations.solver import (
-    SATURATED,
-    Number,
-    finite,
-    may_look,
-    solve,
-    spread_rest,
-    valid_tokens,
-)
+from tokenops.selectors.relaxations.solver import SATURATED, solve, spread_rest
 
 
 def solve_mask(
@@ -133,6 +126,7 @@ class Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         """As :class:`Threshold`."""
+        ctx.set_materialize_grads(False)
         output = solve_mask(*arguments)
         _keep(ctx, arguments, output)
         return output
@@ -153,17 +147,23 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(p, *((x, tau) if isinstance(tau, Tensor) else ()))
 
 
-def _gradients(ctx: Any, g: Tensor, look: bool) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, g: Tensor | None, look: bool) -> tuple[Tensor | None, ...]:
     """From the incoming gradient; ``look`` says that values may be looked at."""
+    if g is None:
+        return (None,) * 5
     p, *rest = ctx.saved_tensors
     v = ctx.curve.density(p)
     total = v.sum(-1, True)
-    if not look or (v.numel() and not float(v.detach().amin()) > 0):
+    weighed = v * g
+    mean = weighed.sum(-1, True) / total
+    if not look or not math.isfinite(float(mean.detach().sum())):
         # what is padding, or 0 or 1 for good, may hand back NaN or infinity
         g, total = torch.where(v > 0, g, 0.0), total.clamp(min=torch.finfo(v.dtype).tiny)
-    mean = (v * g).sum(-1, True) / total
+        mean = (v * g).sum(-1, True) / total
     # the difference first: where gradients are nearly alike, a difference of products would be rounding
-    dx, dtau = v * (g - mean), None
+    room = weighed if look and not torch.is_grad_enabled() else None
+    dx, dtau = torch.sub(g, mean, out=room), None
+    dx = v * dx if room is None else dx.mul_(v)
     if rest:
         x, tau = rest
         dx = dx / tau
