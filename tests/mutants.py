@@ -50,9 +50,15 @@ MUTANTS = (
         "return p",
     ),
     Mutant("threshold before spread", f"{ENGINE}/solver.py", ".clamp_(0, 1), t + rest", ".clamp_(0, 1), t"),
-    Mutant("quick stops early", f"{ENGINE}/easy.py", "else 5e-4", "else 2e-1"),
-    Mutant("stops early before bending", f"{ENGINE}/easy.py", ".eps ** (1 / 3)", ".eps ** (1 / 10)"),
-    Mutant("bends the other way", f"{ENGINE}/sigmoid.py", "torch.sub(torch.add", "torch.add(torch.add"),
+    Mutant(
+        "quick stops early",
+        f"{ENGINE}/easy.py",
+        "torch.finfo(dtype).eps) ** 0.5",
+        "torch.finfo(dtype).eps) ** 0.1",
+    ),
+    Mutant("quick trusts any sum", f"{ENGINE}/easy.py", "torch.finfo(p.dtype).eps < FINE", "0 < FINE"),
+    Mutant("unseen -inf, quick", f"{ENGINE}/easy.py", " and (seen or float(x.amin()) > -math.inf)", ""),
+    Mutant("quick without its last step", f"{ENGINE}/easy.py", "p.addcmul_(v, step)", "pass"),
     Mutant(
         "padding taken for scores",
         f"{ENGINE}/threshold.py",

@@ -376,6 +376,15 @@ def test_padding_that_nothing_reaches_without_a_mask() -> None:
         assert torch.equal(p.detach(), (x > -math.inf).float()), member
 
 
+@pytest.mark.parametrize("gap", [2.0, 5.0, 8.0])
+def test_many_scores_far_apart(gap: float) -> None:
+    """Few tokens are in doubt, so rounding in a sum of thousands could move the threshold by much."""
+    x = gap * (torch.randperm(16384).float() - 8192)[None]
+    for k in (5461, 8192, 10922.3, 16364):
+        expected = soft_topk(x.double(), k, mask=torch.ones_like(x, dtype=torch.bool))
+        assert_close(soft_topk(x, k).double(), expected, 1e-6)
+
+
 @pytest.mark.parametrize("hard", [False, True])
 def test_counts_beyond_the_tokens(hard: bool) -> None:
     k = torch.tensor([math.inf, 1e30, -math.inf, -1e30, math.nan])
@@ -486,7 +495,6 @@ def test_a_curve_with_a_parameter_of_its_own() -> None:
         name="steeper",
         value=lambda u: torch.sigmoid(u * steep),
         refill=None,
-        bend=None,
         steepness=0.5,
     )
     assert (soft_topk(torch.randn(2, 9), 3, method=curve).sum(-1) - 3).abs().max() < 1e-5

@@ -20,7 +20,7 @@ class Curve:
         value: C(u), non-decreasing from 0 to 1; at infinity 0 or 1, or NaN.
         density: its derivative c, as a differentiable function of p = C(u).
         quantile: the inverse of C on (0, 1).
-        mean, variance: moments of the distribution, for the first guess of the threshold.
+        mean, variance: of a normal distribution close to it, for the first guess of the threshold.
         steepness: the largest density; the mask's Jacobian has no larger norm than this over the temperature.
         symmetric: C(-u) = 1 - C(u), so ``1 - f(x, k) = f(-x, n - k)`` and the threshold is where p = 1/2.
         of_exp: C as a function of :math:`e^u`, on [0, inf). Only for a curve whose hazards c/C and c/(1-C)
@@ -28,8 +28,6 @@ class Curve:
             then, and steps on it need no bracket. Used where the curve is symmetric; ``value`` may not be
             NaN at infinity. Optional, for speed.
         smooth: c is continuous.
-        bend: (p, s) -> s + s² c'(p)/2, as a new tensor; times c(p), that is what a shift by s adds to second
-            order; optional.
         refill: (u, v) -> None, turns u into p = C(u) and fills v with c(p), in place; optional, for speed.
 
     >>> from tokenops.selectors.relaxations.sigmoid import LOGISTIC
@@ -50,7 +48,6 @@ class Curve:
     symmetric: bool = True
     of_exp: Callable[[Tensor], Tensor] | None = None
     smooth: bool = True
-    bend: Callable[[Tensor, Tensor], Tensor] | None = None
     refill: Callable[[Tensor, Tensor], Any] | None = None
 
     def survival(self, u: Tensor) -> Tensor:
