@@ -25,9 +25,9 @@ FINE = {dtype: (8 * torch.finfo(dtype).eps) ** 0.5 for dtype in (torch.float32, 
 def _inside(x: Tensor, k: Number) -> bool:
     """Whether every row keeps some of its scores and drops others that are not -inf."""
     n = x.shape[-1]
-    low, high = (float(k.amin()), float(k.amax())) if isinstance(k, Tensor) else (k, k)
-    seen = n < 2 * SAMPLE or high <= n / 2  # by the guess, or too few of -inf hide from it
-    return low > 0 and high < n and (seen or float(x.amin()) > -math.inf)
+    low, high = (float(k.amin()) / n, float(k.amax()) / n) if isinstance(k, Tensor) else (k / n, k / n)
+    seen = n < 2 * SAMPLE or high <= 0.5  # by the guess, or too few of -inf hide from it
+    return low > 0 and high < 1 and (seen or float(x.amin()) > -math.inf)
 
 
 def easy_mask(
