@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tokenops.kernels.order import ascending
 from tokenops.selectors.relaxations.curves import Curve
 from tokenops.selectors.relaxations.cut import Number, may_look
 from tokenops.selectors.relaxations.solver import exact_sum, spread_rest
@@ -74,10 +75,10 @@ def _by_moments(sample: Tensor, share: Number, tau: Number, curve: Curve) -> Ten
 def _by_rank(sample: Tensor, share: Number, tau: Number, curve: Curve) -> Tensor:
     """The threshold (... 1) on the sample's own quantile: tails may be heavy."""
     m = sample.shape[-1]
-    ranked = sample.sort(-1, descending=True).values
     if isinstance(share, Tensor):
-        return ranked.gather(-1, (share * m).long())
-    return ranked[..., math.floor(share * m)].unsqueeze(-1)
+        return ascending(sample).gather(-1, m - 1 - (share * m).long())
+    kth = m - 1 - math.floor(share * m)
+    return ascending(sample, kth)[..., kth : kth + 1]
 
 
 class Easy(NamedTuple):
