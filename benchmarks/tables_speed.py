@@ -67,22 +67,31 @@ def overhead() -> str:
 
 
 def scorer_cost() -> str:
-    """The closed form of the scorer against the N×N form: time and memory."""
-    result = read("scorer_cost")
-    body = [
-        [
-            f"N = {row['n']:,}, {row['what']}",
-            f"{1e3 * row['plain'][1]:,.0f} ms",
-            f"{1e3 * row['closed'][1]:,.1f} ms",
-            times(row["ratio"], 0),
-            f"{row['plain_MB']:,.0f} MB",
-            f"{row['closed_MB']:,.2f} MB",
+    """The closed form of the scorer against the N×N form on two machines: time and memory."""
+    header = ["", "N×N", "closed", "closed reads", "ratio", "N×N holds", "closed holds"]
+    parts = []
+    for name in ("scorer_cost", "scorer_cost_xeon"):
+        result = read(name)
+        s = result["settings"]
+        body = [
+            [
+                f"N = {row['n']:,}, {row['what']}",
+                f"{1e3 * row['plain'][1]:,.0f} ms",
+                f"{1e3 * row['closed'][1]:,.1f} ms",
+                f"{_read_once(row['n'], s) / row['closed'][1]:.0f} GB/s" if row["what"] == "forward" else "–",
+                times(row["ratio"], 0),
+                f"{row['plain_MB']:,.0f} MB",
+                f"{row['closed_MB']:,.2f} MB",
+            ]
+            for row in result["rows"]
         ]
-        for row in result["rows"]
-    ]
-    s = result["settings"]
-    head = f"width {s['width']:,}, float32; {where(s)}"
-    return head + markdown(["", "N×N", "closed", "ratio", "N×N holds", "closed holds"], body)
+        parts.append(f"width {s['width']:,}, float32; {where(s)}" + markdown(header, body))
+    return "\n".join(parts)
+
+
+def _read_once(n: int, settings: dict[str, Any]) -> float:
+    """Gigabytes of both weights, and of the features twice: the mean is known only after all of them."""
+    return 4e-9 * 2 * settings["width"] * (settings["hidden"] + n)
 
 
 def scorer_agreement() -> str:
