@@ -118,10 +118,12 @@ def relaxation_bars() -> str:
         ]
         for bar in read("relaxations")["bars"]
     ]
+    short = [bar["what"] for bar in read("relaxations")["bars"] if bar["least"] < bar["wanted"]]
+    missed = f"\nShort of what was asked for, in some cells: {'; '.join(short)}.\n" if short else ""
     header = ["better than, on normal scores unless said", "asked for", "least", "median", "cells"]
     s = read("relaxations")["settings"]
     where = f"{s['machine']} ({s['processor']}), {s['threads']} thread, torch {s['torch']}"
-    return where + f", entmax {s['entmax']}; {s['repeats']} repetitions\n\n" + markdown(header, body)
+    return where + f", entmax {s['entmax']}; {s['repeats']} repetitions\n\n" + markdown(header, body) + missed
 
 
 def relaxation_speed() -> str:

@@ -56,7 +56,14 @@ MUTANTS = (
         "torch.finfo(dtype).eps) ** 0.5",
         "torch.finfo(dtype).eps) ** 0.1",
     ),
-    Mutant("quick trusts any sum", f"{ENGINE}/easy.py", "torch.finfo(p.dtype).eps < FINE", "0 < FINE"),
+    Mutant(
+        "quick trusts any sum",
+        f"{ENGINE}/easy.py",
+        "if not doubt * torch.finfo(p.dtype).eps < first_order",
+        "if False",
+    ),
+    Mutant("rounded sum of ones", f"{ENGINE}/easy.py", "plain=doubt > 32", "plain=False"),
+    Mutant("batched gradient looked at", f"{ENGINE}/threshold.py", "look=_has_memory(grads[0])", "look=True"),
     Mutant("unseen -inf, quick", f"{ENGINE}/easy.py", " and (seen or float(x.amin()) > -math.inf)", ""),
     Mutant("quick without its last step", f"{ENGINE}/easy.py", "p.addcmul_(v, step)", "pass"),
     Mutant(

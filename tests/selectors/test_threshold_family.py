@@ -385,6 +385,70 @@ def test_many_scores_far_apart(gap: float) -> None:
         assert_close(soft_topk(x, k).double(), expected, 1e-6)
 
 
+def test_all_there_is_of_nearly_equal_scores() -> None:
+    """k is the number of tokens, the rest is -inf that the first guess does not meet."""
+    for member, curve in CURVES.items():
+        x = 1e-3 * torch.rand(2, 4096)
+        x[:, 2 * torch.randperm(2048)[:17] + 1] = -math.inf
+        x.requires_grad_()
+        p = soft_topk(x, 4096 - 17, method=curve)
+        (grad,) = torch.autograd.grad(p, x, torch.randn(2, 4096))
+        assert torch.equal(p.detach(), (x > -math.inf).float()), member
+        assert not grad.any(), member
+
+
+@pytest.mark.parametrize("member", ["sigmoid", "laplace", "gaussian"])
+@pytest.mark.parametrize("n", [4096, 16384])
+def test_one_token_less_than_there_are(member: str, n: int) -> None:
+    """Nearly all are kept, and a rounded sum of thousands of ones would say little of the rest."""
+    x = torch.randn(2, n) * 3
+    x64 = x.double().requires_grad_()
+    x.requires_grad_()
+    weight = torch.randn(2, n)
+    p, exact = soft_topk(x, n - 1, method=member), soft_topk(x64, n - 1, method=member)
+    assert_close(p.double(), exact, 1.5e-5)
+    (grad,) = torch.autograd.grad(p, x, weight)
+    (true,) = torch.autograd.grad(exact, x64, weight.double())
+    assert_close(grad.double(), true, 1e-4 * float(true.abs().max()))
+
+
+@pytest.mark.parametrize("steep", [30.0, 300.0, 3000.0])
+def test_a_steep_curve_of_ones_own(steep: float) -> None:
+    curve = Curve(
+        name="steep",
+        value=lambda u: torch.sigmoid(steep * u),
+        density=lambda p: steep * p * (1 - p),
+        quantile=lambda p: torch.logit(p) / steep,
+        variance=2.9 / steep**2,
+        steepness=steep / 4,
+    )
+    x = torch.randn(3, 2000)
+    assert_close(
+        soft_topk(x, 300, method=curve).double(), soft_topk(x.double(), 300, temperature=1 / steep), 1e-6
+    )
+
+
+def test_gradients_in_batches() -> None:
+    """Several incoming gradients in one backward pass, as vectorised Jacobians hand them over."""
+    x = torch.randn(6, requires_grad=True)
+    for k, mask in ((2, None), (2.5, torch.arange(6) < 5), (torch.tensor(2.0, requires_grad=True), None)):
+        p = soft_topk(x, k, mask=mask)
+        eye = torch.eye(6)
+        rows = torch.stack([torch.autograd.grad(p, x, e, retain_graph=True)[0] for e in eye])
+        (batched,) = torch.autograd.grad(p, x, eye, is_grads_batched=True, retain_graph=True)
+        assert_close(batched, rows, 1e-7)
+        mapped = torch.func.vmap(lambda g, p=p: torch.autograd.grad(p, x, g, retain_graph=True)[0])(eye)
+        assert_close(mapped, rows, 1e-7)
+        whole = torch.autograd.functional.jacobian(
+            lambda z, k=k, mask=mask: soft_topk(z, k, mask=mask), x, vectorize=True
+        )
+        assert_close(whole, rows, 1e-7)
+    hessian = torch.autograd.functional.hessian(lambda z: soft_topk(z, 2).square().sum(), x, vectorize=True)
+    assert_close(
+        hessian, torch.autograd.functional.hessian(lambda z: soft_topk(z, 2).square().sum(), x), 1e-6
+    )
+
+
 @pytest.mark.parametrize("hard", [False, True])
 def test_counts_beyond_the_tokens(hard: bool) -> None:
     k = torch.tensor([math.inf, 1e30, -math.inf, -1e30, math.nan])

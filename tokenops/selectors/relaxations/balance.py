@@ -47,10 +47,10 @@ def balance(at: Cut, t: Tensor, curve: Curve) -> tuple[Tensor, ...]:
 
 @dataclass(slots=True)
 class Tails:
-    """A cut seen in exponentials: ``kept`` and ``dropped`` (... m) are exp(nearest - distance), at most 1.
+    """A cut seen in exponentials: ``kept`` and ``dropped`` (... m) are exp(above - distance), at most 1.
 
-    With ``above`` and ``below`` (... 1), the distances of the nearest, they give exp(t - distance) at any
-    shift t without another exponential for every score. ``part`` and ``rest`` as in :class:`Cut`.
+    With ``above`` and ``below`` (... 1), how far the scores around the cut are, they give exp(t - distance)
+    at any shift t without another exponential for every score. ``part`` and ``rest`` as in :class:`Cut`.
     """
 
     above: Tensor
@@ -72,7 +72,7 @@ def far_start(at: Tails) -> Tensor:
     kept, dropped = at.kept.sum(-1, True), at.dropped.sum(-1, True)
     if at.part is not None and at.rest is not None:
         kept, dropped = kept + at.part, dropped + at.rest
-    # both are at least 1 but where a side is empty: there any start will do
+    # a side may be empty: there any start will do
     tiny = torch.finfo(kept.dtype).tiny
     kept, dropped = (v.clamp(min=tiny).log() for v in (kept, dropped))
     return ((kept - dropped) - (at.above - at.below)) / 2

@@ -12,22 +12,24 @@ from torch import Tensor
 from tokenops.kernels.order import ascending
 from tokenops.selectors.relaxations.curves import Curve
 from tokenops.selectors.relaxations.cut import Number, may_look
-from tokenops.selectors.relaxations.solver import exact_sum, spread_rest
+from tokenops.selectors.relaxations.solver import spread_rest
 
 SAMPLE = 2048
 """Scores of a row that the first guess looks at."""
 NEAR = 2.0
 """Temperatures between threshold and centre up to which rounding there does no harm, at steepness 1."""
-# half the square of it, times the steepest slope of a density (0.1), is rounding
+LONG = 4096
+"""Scores in a row from which a float64 copy costs more than two sums."""
 FINE = {dtype: (8 * torch.finfo(dtype).eps) ** 0.5 for dtype in (torch.float32, torch.float64)}
-"""A step so small that moving the mask along its slope shows in no digit."""
+"""A step whose square is rounding: moving the mask along its slope shows in no digit, at steepness 1/2."""
 
 
 def _inside(x: Tensor, k: Number) -> bool:
     """Whether every row keeps some of its scores and drops others that are not -inf."""
     n = x.shape[-1]
     low, high = (float(k.amin()) / n, float(k.amax()) / n) if isinstance(k, Tensor) else (k / n, k / n)
-    seen = n < 2 * SAMPLE or high <= 0.5  # by the guess, or too few of -inf hide from it
+    # the guess meets -inf, or as good as surely does where it is all of the row beyond k
+    seen = n < 2 * SAMPLE or high <= 0.5
     return low > 0 and high < 1 and (seen or float(x.amin()) > -math.inf)
 
 
@@ -112,7 +114,9 @@ def _newton(rows: Easy, center: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """
     k, curve = rows.k, rows.curve
     target = k.log().to(center.dtype) if isinstance(k, Tensor) else math.log(k)
-    fine, near = FINE[center.dtype] if curve.smooth else 1e-2, NEAR / curve.steepness
+    first_order, near = FINE[center.dtype] * min(1.0, 0.5 / curve.steepness), NEAR / curve.steepness
+    # a first-order step may not cross a kink: _settle goes on from here
+    fine = first_order if curve.smooth else 1e-2
     t, moved = None, 0.0
     for _ in range(6):
         p, v = rows.at(center, t)
@@ -120,9 +124,10 @@ def _newton(rows: Easy, center: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         step = (target - total.log()).mul_(total).div_(slope)
         furthest = float(torch.linalg.vector_norm(step, math.inf))
         if furthest < fine:
-            # what rounding of the sum could move the threshold by is as small as well
-            certain = float((total / slope).amax()) * torch.finfo(p.dtype).eps < FINE[p.dtype]
-            return _finish(rows, center, t, step, p, v, slope) if certain else None
+            doubt = float((total / slope).amax())  # what rounding of the sum does to the threshold, in eps
+            if not doubt * torch.finfo(p.dtype).eps < first_order:
+                return None
+            return _finish(rows, center, t, step, p, v, slope, plain=doubt > 32)
         if not furthest < math.inf:
             return None
         t, moved = step if t is None else t + step, moved + furthest
@@ -139,8 +144,12 @@ def _finish(
     p: Tensor,
     v: Tensor,
     slope: Tensor,
+    plain: bool,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Spread the last of k over the mask of shift t; ``step`` is what Newton would do next."""
+    """Spread the last of k over the mask of shift t; ``step`` is what Newton would do next.
+
+    With ``plain`` so few scores are in doubt that the sum may not be rounded on the way.
+    """
     if not rows.curve.smooth:
         # a first-order step may not cross a kink, unless it is as small as rounding
         if (found := _settle(rows, center, torch.zeros_like(step) if t is None else t)) is None:
@@ -149,8 +158,17 @@ def _finish(
     else:
         p.addcmul_(v, step)
         t = step if t is None else t + step
-    p, t = spread_rest(p, rows.k, v, slope, t, out=p)
+    p, t = spread_rest(p, rows.k, v, slope, t, _total(p, plain), out=p)
     return p, center, t
+
+
+def _total(p: Tensor, plain: bool) -> Tensor:
+    """Every row's sum (... 1) in float64; of long rows sixteen numbers at a time, unless ``plain``."""
+    n = p.shape[-1]
+    if plain or n < LONG or p.dtype == torch.float64:
+        return p.sum(-1, True, dtype=torch.float64)
+    short = p[..., : n - n % 16].unflatten(-1, (16, -1)).sum(-2)
+    return torch.cat([short, p[..., n - n % 16 :]], -1).sum(-1, True, dtype=torch.float64)
 
 
 def _settle(rows: Easy, center: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
@@ -159,7 +177,7 @@ def _settle(rows: Easy, center: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tens
     for _ in range(4):
         p, v = rows.at(center, t)
         slope = v.sum(-1, True)
-        step = ((rows.k - exact_sum(p)) / slope).to(p.dtype)
+        step = ((rows.k - _total(p, plain=True)) / slope).to(p.dtype)
         furthest = float((step.abs() / (1 + t.abs())).amax())
         if furthest < fine:
             return t, p, v, slope

@@ -26,9 +26,6 @@ from tokenops.selectors.relaxations.cut import Cut, Number, cut, may_look
 SATURATED = 1e4
 """Distance from the threshold, in temperatures, beyond which every curve is flat."""
 
-LONG = 4096
-"""Numbers in a row from which a float64 copy costs more than two sums."""
-
 
 def solve(x: Tensor, k: Tensor, tau: Number, curve: Curve, same: float | None = None) -> tuple[Cut, Tensor]:
     """The cut and the shift t (... 1) at which p = C((x - center)/tau + t) sums to k.
@@ -73,22 +70,13 @@ def _bracketed(at: Cut, curve: Curve, around: tuple[Tensor, Tensor], steps: int)
     return torch.where(surplus.isnan(), surplus, best)
 
 
-def exact_sum(p: Tensor) -> Tensor:
-    """Every row's sum (... 1) in float64, right to the last digits that the numbers themselves have."""
-    n = p.shape[-1]
-    if n < LONG or p.dtype == torch.float64 or not may_look(p):
-        return p.sum(-1, True, dtype=torch.float64)
-    # sixteen at a time lose less than the rounding of p, and a long float64 copy is dear
-    short = p[..., : n - n % 16].unflatten(-1, (16, -1)).sum(-2)
-    return torch.cat([short, p[..., n - n % 16 :]], -1).sum(-1, True, dtype=torch.float64)
-
-
 def spread_rest(
-    p: Tensor, k: Number, v: Tensor, slope: Tensor, t: Tensor, out: Tensor | None = None
+    p: Tensor, k: Number, v: Tensor, slope: Tensor, t: Tensor, total: Tensor, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The mask moved along its density v to first order, so that its float64 sum is k, and its shift.
+    """The mask moved along its density v to first order, so that its sum is k, and its shift.
 
-    The slope, the sum of v, is above 0. The shift is float64: rounding it would show in the balance.
+    ``total`` is its sum now, in float64, and the slope, the sum of v, is above 0. The shift is float64:
+    rounding it would show in the balance.
     """
-    rest = (k - exact_sum(p)) / slope
+    rest = (k - total) / slope
     return torch.addcmul(p, v, rest.to(p.dtype), out=out).clamp_(0, 1), t + rest

@@ -44,7 +44,7 @@ def _ranked_mask(
     v = curve.density(p)
     # t comes from sums of small terms: more exact than what is missing in a sum of rounded shares
     slope = v.sum(-1, True)
-    p = torch.where(slope > 0, spread_rest(p, k, v, slope, t)[0], p)
+    p = torch.where(slope > 0, spread_rest(p, k, v, slope, t, p.sum(-1, True, dtype=torch.float64))[0], p)
     # below the cut of a row without enough tokens lies padding
     none, every = k <= 0, (k >= n) | (at.center == -math.inf)
     p = torch.where(every, 1.0, torch.where(none, 0.0, p))
@@ -134,7 +134,15 @@ class Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """As :class:`Threshold`."""
-        return _gradients(ctx, grads[0], look=True)
+        return _gradients(ctx, grads[0], look=_has_memory(grads[0]))
+
+
+def _has_memory(g: Tensor | None) -> bool:
+    """Whether values can be looked at: a batch of gradients in one tensor has none of its own."""
+    try:
+        return g is not None and g.data_ptr() >= 0
+    except RuntimeError:
+        return False
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
