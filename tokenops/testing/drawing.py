@@ -30,6 +30,10 @@ class Draw:
     def __init__(self, data: Any) -> None:
         self._data, self._st = data, _hypothesis().strategies
 
+    def assume(self, condition: bool) -> None:
+        """Draw again unless the condition holds."""
+        _hypothesis().assume(condition)
+
     def integer(self, low: int, high: int) -> int:
         """An integer, both ends included."""
         return self._data.draw(self._st.integers(low, high))

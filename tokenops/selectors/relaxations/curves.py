@@ -56,5 +56,11 @@ class Curve:
 
     @property
     def balanced(self) -> bool:
-        """Whether the threshold is found where the log-balance is 0."""
+        """Whether the threshold is found where the log-balance is 0.
+
+        >>> from tokenops.selectors.relaxations.gaussian import GAUSSIAN
+        >>> from tokenops.selectors.relaxations.sigmoid import LOGISTIC
+        >>> LOGISTIC.balanced, GAUSSIAN.balanced
+        (True, False)
+        """
         return self.symmetric and self.of_exp is not None
