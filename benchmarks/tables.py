@@ -108,6 +108,7 @@ def spread(values: list[float], digits: int = 1) -> str:
 
 def relaxation_bars() -> str:
     """What was asked for and what was measured."""
+    result = read("relaxations")
     body = [
         [
             bar["what"],
@@ -116,12 +117,12 @@ def relaxation_bars() -> str:
             f"{bar['median']:.3g}×",
             str(bar["cells"]),
         ]
-        for bar in read("relaxations")["bars"]
+        for bar in result["bars"]
     ]
-    short = [bar["what"] for bar in read("relaxations")["bars"] if bar["least"] < bar["wanted"]]
+    short = [bar["what"] for bar in result["bars"] if bar["least"] < bar["wanted"]]
     missed = f"\nShort of what was asked for, in some cells: {'; '.join(short)}.\n" if short else ""
     header = ["better than, on normal scores unless said", "asked for", "least", "median", "cells"]
-    s = read("relaxations")["settings"]
+    s = result["settings"]
     where = f"{s['machine']} ({s['processor']}), {s['threads']} thread, torch {s['torch']}"
     return where + f", entmax {s['entmax']}; {s['repeats']} repetitions\n\n" + markdown(header, body) + missed
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from tokenops.selectors.relaxations.curves import Curve
-from tokenops.selectors.relaxations.cut import Cut, finite
+from tokenops.selectors.relaxations.cut import Cut
 
 
-def _sums(at: Cut | Tails, t: Tensor, curve: Curve, *shares: Tensor) -> tuple[Tensor, ...]:
+def _sums(at: Cut, t: Tensor, curve: Curve, *shares: Tensor) -> tuple[Tensor, ...]:
     """The sums (... 1) of what is lacked, had, and their densities, with the score in the cut."""
     lack, have, down, up = (v.sum(-1, True) for v in shares)
     if at.part is None or at.rest is None:
@@ -47,44 +47,40 @@ def balance(at: Cut, t: Tensor, curve: Curve) -> tuple[Tensor, ...]:
 
 @dataclass(slots=True)
 class Tails:
-    """A cut seen in exponentials: ``kept`` and ``dropped`` (... m) are exp(above - distance), at most 1.
+    """A cut seen in exponentials (... m): ``kept`` exp(above - distance), ``dropped`` exp(below - distance).
 
-    With ``above`` and ``below`` (... 1), how far the scores around the cut are, they give exp(t - distance)
-    at any shift t without another exponential for every score. ``part`` and ``rest`` as in :class:`Cut`.
+    With ``above`` and ``below`` of the cut they give exp(t - distance) at any shift t without another
+    exponential for every score. No entry exceeds 1.
     """
 
-    above: Tensor
-    below: Tensor
+    cut: Cut
     kept: Tensor
     dropped: Tensor
-    part: Tensor | None
-    rest: Tensor | None
 
 
 def tails(at: Cut) -> Tails:
     """The exponentials of every score, once."""
-    above, below = finite(at.above), finite(at.below)
-    return Tails(above, below, (above - at.kept).exp(), (below - at.dropped).exp(), at.part, at.rest)
+    return Tails(at, (at.above - at.kept).exp(), (at.below - at.dropped).exp())
 
 
 def far_start(at: Tails) -> Tensor:
     """Where H is 0 if both tails of the curve are exponential and no score is near the threshold."""
     kept, dropped = at.kept.sum(-1, True), at.dropped.sum(-1, True)
-    if at.part is not None and at.rest is not None:
-        kept, dropped = kept + at.part, dropped + at.rest
+    if at.cut.part is not None and at.cut.rest is not None:
+        kept, dropped = kept + at.cut.part, dropped + at.cut.rest
     # a side may be empty: there any start will do
     tiny = torch.finfo(kept.dtype).tiny
     kept, dropped = (v.clamp(min=tiny).log() for v in (kept, dropped))
-    return ((kept - dropped) - (at.above - at.below)) / 2
+    return ((kept - dropped) - (at.cut.above - at.cut.below)) / 2
 
 
 def log_ratio(at: Tails, t: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
     """H and its slope; 0 and 1 where a side is so small that no mask could tell."""
     assert curve.of_exp is not None
     # what a kept score lacks is what a dropped one at the same distance has
-    lack = curve.of_exp(at.kept * (-t - at.above).exp())
-    have = curve.of_exp(at.dropped * (t - at.below).exp())
-    lack, have, down, up = _sums(at, t, curve, lack, have, curve.density(lack), curve.density(have))
+    lack = curve.of_exp(at.kept * (-t - at.cut.above).exp())
+    have = curve.of_exp(at.dropped * (t - at.cut.below).exp())
+    lack, have, down, up = _sums(at.cut, t, curve, lack, have, curve.density(lack), curve.density(have))
     least = torch.finfo(t.dtype).tiny ** 0.8
     settled = (lack < least) | (have < least)
     h, slope = have.log() - lack.log(), down / lack + up / have

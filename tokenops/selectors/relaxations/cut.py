@@ -66,7 +66,7 @@ def cut(x: Tensor, k: Tensor, tau: Number, same: float | None = None) -> Cut:
         if not between:
             last = finite(ranked[..., min(first, n - 1) :].amin(-1, True))
     center = last / 2 + out / 2
-    above, below = (last - center) / tau, (center - out) / tau
+    above, below = finite((last - center) / tau), finite((center - out) / tau)
     kept = (finite(ranked) - center) / tau
     dropped = -kept
     if same is not None:

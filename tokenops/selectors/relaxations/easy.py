@@ -24,12 +24,17 @@ FINE = {dtype: (8 * torch.finfo(dtype).eps) ** 0.5 for dtype in (torch.float32, 
 """A step whose square is rounding: moving the mask along its slope shows in no digit, at steepness 1/2."""
 
 
+def _stride(n: int) -> int:
+    """How many scores of a row stand for one that the guess looks at."""
+    return max(1, n // SAMPLE)
+
+
 def _inside(x: Tensor, k: Number) -> bool:
     """Whether every row keeps some of its scores and drops others that are not -inf."""
     n = x.shape[-1]
     low, high = (float(k.amin()) / n, float(k.amax()) / n) if isinstance(k, Tensor) else (k / n, k / n)
     # the guess meets -inf, or as good as surely does where it is all of the row beyond k
-    seen = n < 2 * SAMPLE or high <= 0.5
+    seen = _stride(n) == 1 or high <= 0.5
     return low > 0 and high < 1 and (seen or float(x.amin()) > -math.inf)
 
 
@@ -52,7 +57,7 @@ def quick(x: Tensor, k: Number, tau: Number, curve: Curve) -> tuple[Tensor, Tens
     For eager CPU tensors without a mask, 0 < k < n. The last sum is taken in float64 and what it
     lacks is spread to first order, so the mask sums to k as well as its dtype can say.
     """
-    sample = x[..., :: max(1, x.shape[-1] // SAMPLE)].contiguous()
+    sample = x[..., :: _stride(x.shape[-1])].contiguous()
     buffers = torch.empty_like(x), torch.empty_like(x)
     for guess in (_by_moments, _by_rank):
         center = guess(sample, k / x.shape[-1], tau, curve)
@@ -177,7 +182,7 @@ def _settle(rows: Easy, center: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tens
     for _ in range(4):
         p, v = rows.at(center, t)
         slope = v.sum(-1, True)
-        step = ((rows.k - _total(p, plain=True)) / slope).to(p.dtype)
+        step = ((rows.k - p.sum(-1, True, dtype=torch.float64)) / slope).to(p.dtype)
         furthest = float((step.abs() / (1 + t.abs())).amax())
         if furthest < fine:
             return t, p, v, slope

@@ -134,15 +134,18 @@ class Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """As :class:`Threshold`."""
+        if grads[0] is None:
+            return (None,) * 5
         return _gradients(ctx, grads[0], look=_has_memory(grads[0]))
 
 
-def _has_memory(g: Tensor | None) -> bool:
+def _has_memory(g: Tensor) -> bool:
     """Whether values can be looked at: a batch of gradients in one tensor has none of its own."""
     try:
-        return g is not None and g.data_ptr() >= 0
+        g.data_ptr()
     except RuntimeError:
         return False
+    return True
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -155,23 +158,24 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(p, *((x, tau) if isinstance(tau, Tensor) else ()))
 
 
-def _gradients(ctx: Any, g: Tensor | None, look: bool) -> tuple[Tensor | None, ...]:
+def _mean(g: Tensor, v: Tensor, total: Tensor) -> Tensor:
+    """The mean of g (... 1), weighted by v, whose sum is ``total``."""
+    return (v * g).sum(-1, True) / total
+
+
+def _gradients(ctx: Any, g: Tensor, look: bool) -> tuple[Tensor | None, ...]:
     """From the incoming gradient; ``look`` says that values may be looked at."""
-    if g is None:
-        return (None,) * 5
     p, *rest = ctx.saved_tensors
     v = ctx.curve.density(p)
     total = v.sum(-1, True)
-    weighed = v * g
-    mean = weighed.sum(-1, True) / total
-    if not look or not math.isfinite(float(mean.detach().sum())):
+    mean = _mean(g, v, total) if look else None
+    if mean is None or not math.isfinite(float(mean.detach().sum())):
         # what is padding, or 0 or 1 for good, may hand back NaN or infinity
         g, total = torch.where(v > 0, g, 0.0), total.clamp(min=torch.finfo(v.dtype).tiny)
-        mean = (v * g).sum(-1, True) / total
+        mean = _mean(g, v, total)
     # the difference first: where gradients are nearly alike, a difference of products would be rounding
-    room = weighed if look and not torch.is_grad_enabled() else None
-    dx, dtau = torch.sub(g, mean, out=room), None
-    dx = v * dx if room is None else dx.mul_(v)
+    dx, dtau = g - mean, None
+    dx = dx.mul_(v) if look and not torch.is_grad_enabled() else v * dx
     if rest:
         x, tau = rest
         dx = dx / tau
