@@ -17,12 +17,13 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = (
-    Mutant("gradient sign", f"{ENGINE}/threshold.py", "g - mean, None", "mean - g, None"),
+    Mutant("gradient sign", f"{ENGINE}/threshold.py", "torch.sub(g, mean, out", "torch.sub(mean, g, out"),
+    Mutant("gradient sign, traced", f"{ENGINE}/threshold.py", "v * (g - mean)", "v * (mean - g)"),
     Mutant(
         "gradient not centred",
         f"{ENGINE}/threshold.py",
-        "g - mean, None",
-        "g - 0 * mean, None",
+        "torch.sub(g, mean, out",
+        "torch.sub(g, 0 * mean, out",
     ),
     Mutant("gradient of tau, sign", f"{ENGINE}/threshold.py", "dtau = -(dx", "dtau = (dx"),
     Mutant("gradient of k", f"{ENGINE}/threshold.py", "else mean.to(", "else (2 * mean).to("),
@@ -38,7 +39,7 @@ MUTANTS = (
     Mutant("missing mask", f"{ENGINE}/cut.py", "else (x != -math.inf) & mask", "else x != -math.inf"),
     Mutant("unseen -inf", f"{ENGINE}/threshold.py", " and float(x.amin()) > -math.inf", ""),
     Mutant("nothing kept, all kept", f"{ENGINE}/threshold.py", "k <= 0, (k >= n)", "k < 0, (k > n)"),
-    Mutant("one iteration", f"{ENGINE}/solver.py", "5 if wide else 3", "1"),
+    Mutant("one iteration", f"{ENGINE}/solver.py", "4 if wide else 3", "1"),
     Mutant("short bracket", f"{ENGINE}/solver.py", "40 if wide else 24", "3"),
     Mutant("no share for the fraction", f"{ENGINE}/balance.py", "lack + at.part * curve", "lack + 0 * curve"),
     Mutant("infinity counted", f"{ENGINE}/balance.py", "at.dropped == math.inf", "at.dropped == -math.inf"),
@@ -46,10 +47,10 @@ MUTANTS = (
     Mutant(
         "no spread",
         f"{ENGINE}/solver.py",
-        "return torch.addcmul(p, v, rest.to(p.dtype), out=out).clamp_(0, 1)",
+        "return torch.addcmul(p, v, rest.to(p.dtype), out=out)",
         "return p",
     ),
-    Mutant("threshold before spread", f"{ENGINE}/solver.py", ".clamp_(0, 1), t + rest", ".clamp_(0, 1), t"),
+    Mutant("threshold before spread", f"{ENGINE}/solver.py", "out=out), t + rest", "out=out), t"),
     Mutant(
         "quick stops early",
         f"{ENGINE}/easy.py",
@@ -65,7 +66,14 @@ MUTANTS = (
     Mutant("rounded sum of ones", f"{ENGINE}/easy.py", "plain=doubt > 32", "plain=False"),
     Mutant("batched gradient looked at", f"{ENGINE}/threshold.py", "look=_has_memory(grads[0])", "look=True"),
     Mutant("unseen -inf, quick", f"{ENGINE}/easy.py", " and (seen or float(x.amin()) > -math.inf)", ""),
-    Mutant("quick without its last step", f"{ENGINE}/easy.py", "p.addcmul_(v, step)", "pass"),
+    Mutant("quick leaves [0, 1]", f"{ENGINE}/easy.py", "p.clamp_(0, 1), center", "p, center"),
+    Mutant(
+        "nothing moves, no rest",
+        f"{ENGINE}/threshold.py",
+        "torch.where(slope == 0, math.inf, slope)",
+        "slope",
+    ),
+    Mutant("hazard 0", f"{ENGINE}/balance.py", "clamp(torch.finfo(t.dtype).eps, 1)", "clamp(0, 1)"),
     Mutant(
         "padding taken for scores",
         f"{ENGINE}/threshold.py",

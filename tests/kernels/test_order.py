@@ -71,7 +71,7 @@ def test_under_vmap_compile_and_without_values(kth: int | None) -> None:
 
 def test_torch_finds_nothing_wrong_with_the_operation() -> None:
     for kth in (None, 2):
-        torch.library.opcheck(torch.ops.tokenops.ascending.default, (torch.randn(3, 7), kth))
+        torch.library.opcheck(torch.ops.tokenops.order_.default, (torch.randn(3, 7), kth))
 
 
 def test_without_numpy(monkeypatch: pytest.MonkeyPatch) -> None:

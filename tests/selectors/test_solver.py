@@ -69,8 +69,8 @@ def test_scores_of_any_size(member: str) -> None:
 @pytest.mark.parametrize(
     ("member", "dtype", "most"),
     [
-        ("sigmoid", torch.float32, 2e-5),
-        ("laplace", torch.float32, 2e-3),
+        ("sigmoid", torch.float32, 5e-6),
+        ("laplace", torch.float32, 1e-5),
         ("sigmoid", torch.float64, 1e-12),
         ("laplace", torch.float64, 1e-12),
     ],
@@ -86,6 +86,27 @@ def test_many_equal_scores_at_the_cut(member: str, dtype: torch.dtype, most: flo
                     mask, nu = soft_topk_threshold(scores, k, method=member, mask=valid)
                     assert log_balance(scores, k, nu, method=member).abs() < most, (n, high, count)
                     assert abs(float(mask.double().sum()) - k) < 1e-6 * n, (n, high, count)
+
+
+@pytest.mark.parametrize("member", ["sigmoid", "laplace"])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2e-5), (torch.float64, 1e-9)])
+def test_groups_of_equal_scores(member: str, dtype: torch.dtype, most: float) -> None:
+    """Few levels, each held by one score or by thousands, far apart or close."""
+
+    def law(draw: Draw) -> None:
+        levels = [draw.integer(-12, 12) * draw.choice(0.25, 1.0, 2.0) for _ in range(draw.integer(2, 6))]
+        groups = [torch.full((int(10 ** draw.number(0, 4)),), v, dtype=dtype) for v in levels]
+        x = torch.cat(groups)[None]
+        n = x.shape[-1]
+        k = draw.choice(draw.integer(1, n), n - draw.integer(1, n), draw.number(0.001, 1) * n)
+        valid = torch.ones_like(x, dtype=torch.bool)
+        mask, nu = soft_topk_threshold(x, k, method=member, mask=valid)
+        assert log_balance(x, k, nu, method=member).abs() < most
+        assert abs(float(mask.double().sum()) - k) < 1e-6 * n
+        if dtype == torch.float64:
+            assert_close(mask, METHODS[member].value(x - nu[:, None]), 1e-9)
+
+    hold(law)
 
 
 @members

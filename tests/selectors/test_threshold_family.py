@@ -316,6 +316,23 @@ def test_the_threshold_gives_the_mask(member: str) -> None:
     hold(law)
 
 
+def test_a_curve_that_ends_steeply_stays_between_zero_and_one() -> None:
+    """Half a wave of a sine: next to 0 and 1 its density is far larger than what is left."""
+    wave = Curve(
+        name="wave",
+        value=lambda u: (1 + torch.sin(math.pi * u.clamp(-0.5, 0.5))) / 2,
+        density=lambda p: math.pi * (p * (1 - p)).clamp(min=0).sqrt(),
+        quantile=lambda p: torch.asin(2 * p - 1) / math.pi,
+        variance=0.0474,
+        steepness=math.pi / 2,
+    )
+    g = torch.Generator().manual_seed(0)
+    for share in torch.linspace(0.05, 0.95, 150).tolist():
+        p = soft_topk(torch.randn(4096, generator=g), 4096 * share, method=wave)
+        assert p.min() >= 0, share
+        assert p.max() <= 1, share
+
+
 def test_thresholds_of_odd_rows() -> None:
     x = torch.tensor([[1.0, 2.0, 3.0]] * 5 + [[math.nan, 1.0, 2.0]])
     tau = torch.tensor([1.0, 1.0, 1.0, 0.0, -1.0, 1.0])

@@ -51,32 +51,28 @@ def ascending(scores: Float[Tensor, "... n"], kth: int | None = None) -> Float[T
     if kth is not None and not 0 <= kth < scores.shape[-1]:
         raise TokenOpsError("ascending", f"kth in [0, {scores.shape[-1]})", kth)
     if VECTORS and scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-        return _call(scores.detach(), kth)
+        rows = scores.detach().clone(memory_format=torch.contiguous_format)
+        _order(rows, kth)
+        return rows
     return reference.ascending(scores, kth)
 
 
-def _by_numpy(scores: Tensor, kth: int | None) -> Tensor:
-    import numpy as np
-
-    x = scores.contiguous().numpy()  # the result would inherit other strides
-    return torch.from_numpy(np.sort(x, axis=-1) if kth is None else np.partition(x, kth, axis=-1))
+def _by_numpy(rows: Tensor, kth: int | None) -> None:
+    x = rows.numpy()
+    x.sort(axis=-1) if kth is None else x.partition(kth, axis=-1)
 
 
+# in place: where to hold the rows is left to torch, whose buffers cost less than numpy's
 _LIBRARY = torch.library.Library("tokenops", "FRAGMENT")
-_LIBRARY.define("ascending(Tensor scores, SymInt? kth) -> Tensor")
-_LIBRARY.impl("ascending", _by_numpy, "CPU")
-_call = torch.ops.tokenops.ascending.default
+_LIBRARY.define("order_(Tensor(a!) rows, SymInt? kth) -> ()")
+_LIBRARY.impl("order_", _by_numpy, "CPU")
+_order = torch.ops.tokenops.order_.default
 
 
-def _like(scores: Tensor, kth: int | None) -> Tensor:
-    return torch.empty_like(scores, memory_format=torch.contiguous_format)
+def _batched(info: Any, in_dims: tuple[int | None, None], rows: Tensor, kth: int | None) -> tuple[None, None]:
+    _order(rows.movedim(in_dims[0] or 0, 0), kth)
+    return None, None
 
 
-def _batched(
-    info: Any, in_dims: tuple[int | None, None], scores: Tensor, kth: int | None
-) -> tuple[Tensor, int]:
-    return _call(scores.movedim(in_dims[0] or 0, 0), kth), 0
-
-
-torch.library.register_fake("tokenops::ascending", _like, lib=_LIBRARY)
-torch.library.register_vmap("tokenops::ascending", _batched, lib=_LIBRARY)
+torch.library.register_fake("tokenops::order_", lambda rows, kth: None, lib=_LIBRARY)
+torch.library.register_vmap("tokenops::order_", _batched, lib=_LIBRARY)

@@ -63,47 +63,75 @@ def tails(at: Cut) -> Tails:
     return Tails(at, (at.above - at.kept).exp(), (at.below - at.dropped).exp())
 
 
-def far_start(at: Tails) -> Tensor:
-    """Where H is 0 if both tails of the curve are exponential and no score is near the threshold."""
-    kept, dropped = at.kept.sum(-1, True), at.dropped.sum(-1, True)
-    if at.cut.part is not None and at.cut.rest is not None:
-        kept, dropped = kept + at.cut.part, dropped + at.cut.rest
-    # a side may be empty: there any start will do
-    tiny = torch.finfo(kept.dtype).tiny
-    kept, dropped = (v.clamp(min=tiny).log() for v in (kept, dropped))
-    return ((kept - dropped) - (at.cut.above - at.cut.below)) / 2
-
-
-def log_ratio(at: Tails, t: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
-    """H and its slope; 0 and 1 where a side is so small that no mask could tell."""
+def sides(at: Tails, t: Tensor, curve: Curve) -> tuple[Tensor, ...]:
+    """What :func:`balance` returns, from the exponentials."""
     assert curve.of_exp is not None
     # what a kept score lacks is what a dropped one at the same distance has
     lack = curve.of_exp(at.kept * (-t - at.cut.above).exp())
     have = curve.of_exp(at.dropped * (t - at.cut.below).exp())
-    lack, have, down, up = _sums(at.cut, t, curve, lack, have, curve.density(lack), curve.density(have))
-    least = torch.finfo(t.dtype).tiny ** 0.8
-    settled = (lack < least) | (have < least)
-    h, slope = have.log() - lack.log(), down / lack + up / have
-    return torch.where(settled, 0.0, h), torch.where(settled, 1.0, slope)
+    return _sums(at.cut, t, curve, lack, have, curve.density(lack), curve.density(have))
 
 
-def balanced_shift(at: Tails, curve: Curve, points: int) -> Tensor:
-    """Where the inverse of H, a cubic through value and slope at the last two points, crosses 0.
+def meeting(ratio: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
+    r"""The y (... 1) where two rational sides are equal.
 
-    H is close to a line: three points leave rounding in float32 and five in float64, even where many equal
-    scores at the cut bend it most.
+    .. math:: \frac{a e^{-y}}{1 + r e^{-y}} = \frac{b e^{y}}{1 + s e^{y}}
+
+    Shapes: ``ratio`` b/a, ``kept`` r, ``dropped`` s (... 1), none negative.
     """
-    t, before = far_start(at), None
+    root = ratio.sqrt()
+    # e^y solves a quadratic; of its logarithm no digit is lost, however unlike the sides are
+    return -root.log() - torch.asinh((kept * root - dropped / root) / 2)
+
+
+def start(at: Tails, masses: tuple[Tensor, Tensor]) -> Tensor:
+    """A shift (... 1) that takes the scores of either side for equal ones.
+
+    Their number is as in ``masses``, k and n - k (... 1); sum and mean square of their exponentials are the
+    true ones. Right where the tails are exponential and no score is near the threshold, and where the
+    scores of a side are equal.
+    """
+    kept, dropped = ((v.sum(-1, True), (v * v).sum(-1, True)) for v in (at.kept, at.dropped))
+    above, below, part, rest = at.cut.above, at.cut.below, at.cut.part, at.cut.rest
+    if part is not None and rest is not None:
+        kept, dropped = [v + part for v in kept], [v + rest for v in dropped]
+    # a side may be empty: there any start will do
+    tiny = torch.finfo(above.dtype).tiny
+    (a, a2), (b, b2) = ([v.clamp(min=tiny) for v in side] for side in (kept, dropped))
+    m, others = (v.to(above.dtype).clamp(min=tiny) for v in masses)
+    near = (-(above + below) / 2).exp()
+    return meeting(b / a, near * (a2 / m).sqrt(), near * (b2 / others).sqrt()) - (above - below) / 2
+
+
+def balanced_shift(at: Tails, masses: tuple[Tensor, Tensor], curve: Curve, points: int) -> Tensor:
+    """Where H is 0, seen from ``points`` values and slopes of its two sides.
+
+    The first tell a rational function for each side, and where these meet. From the second on the inverse of
+    H, which is close to a line, is the cubic through the last two.
+    """
+    t, before = start(at, masses), None
     for _ in range(points):
-        h, slope = log_ratio(at, t, curve)
-        inverse = 1 / slope.clamp(1, 2)
-        step = -h * inverse
-        if before is not None:
-            t0, h0, inverse0 = before
-            apart = h - h0
-            mean = (t - t0) / apart
-            bend = (inverse - mean - (inverse - 2 * mean + inverse0) * h0 / apart) * h * (h / apart)
-            # two points whose H differs by rounding do not say how it bends
-            step = torch.where(h.abs() < apart.abs() / 2, step + bend, step)
+        lack, have, down, up = sides(at, t, curve)
+        # no mask could tell what is this small
+        settled = torch.minimum(lack, have) < torch.finfo(t.dtype).tiny ** 0.8
+        h = torch.where(settled, 0.0, have.log() - lack.log())
+        # mean hazards of either side: 0 only where a share is rounded to 1
+        hazards = ((v / w).clamp(torch.finfo(t.dtype).eps, 1) for v, w in ((down, lack), (up, have)))
+        kept, dropped = (torch.where(settled, 1.0, v) for v in hazards)
+        inverse = 1 / (kept + dropped).clamp(min=1)
+        if before is None:
+            step = meeting(have / lack * (kept / dropped), 1 / kept - 1, 1 / dropped - 1)
+            step = torch.where(settled, 0.0, step)
+        else:
+            step = _cubic(*before, t, h, inverse)
         before, t = (t, h, inverse), t + step
     return t
+
+
+def _cubic(t0: Tensor, h0: Tensor, inverse0: Tensor, t: Tensor, h: Tensor, inverse: Tensor) -> Tensor:
+    """The step from t to where the cubic for t(H) through both points and their slopes is at H = 0."""
+    step, apart = -h * inverse, h - h0
+    mean = (t - t0) / apart
+    bend = (inverse - mean - (inverse - 2 * mean + inverse0) * h0 / apart) * h * (h / apart)
+    # two points whose H differs by rounding do not say how it bends
+    return torch.where(h.abs() < apart.abs() / 2, step + bend, step)

@@ -132,7 +132,7 @@ def _newton(rows: Easy, center: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
             doubt = float((total / slope).amax())  # what rounding of the sum does to the threshold, in eps
             if not doubt * torch.finfo(p.dtype).eps < first_order:
                 return None
-            return _finish(rows, center, t, step, p, v, slope, plain=doubt > 32)
+            return _finish(rows, center, t, p, v, slope, plain=doubt > 32)
         if not furthest < math.inf:
             return None
         t, moved = step if t is None else t + step, moved + furthest
@@ -142,29 +142,21 @@ def _newton(rows: Easy, center: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
 
 
 def _finish(
-    rows: Easy,
-    center: Tensor,
-    t: Tensor | None,
-    step: Tensor,
-    p: Tensor,
-    v: Tensor,
-    slope: Tensor,
-    plain: bool,
+    rows: Easy, center: Tensor, t: Tensor | None, p: Tensor, v: Tensor, slope: Tensor, plain: bool
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Spread the last of k over the mask of shift t; ``step`` is what Newton would do next.
+    """Spread what is left of k over the mask of shift t, in place.
 
     With ``plain`` so few scores are in doubt that the sum may not be rounded on the way.
     """
+    t = torch.zeros_like(center) if t is None else t
     if not rows.curve.smooth:
         # a first-order step may not cross a kink, unless it is as small as rounding
-        if (found := _settle(rows, center, torch.zeros_like(step) if t is None else t)) is None:
+        if (found := _settle(rows, center, t)) is None:
             return None
         t, p, v, slope = found
-    else:
-        p.addcmul_(v, step)
-        t = step if t is None else t + step
     p, t = spread_rest(p, rows.k, v, slope, t, _total(p, plain), out=p)
-    return p, center, t
+    # the rest is far below 1, and so are hazards times it: no share leaves [0, 1]
+    return p if rows.curve.balanced else p.clamp_(0, 1), center, t
 
 
 def _total(p: Tensor, plain: bool) -> Tensor:

@@ -36,7 +36,7 @@ def solve(x: Tensor, k: Tensor, tau: Number, curve: Curve, same: float | None = 
     at = cut(x, k, tau, same)
     wide = x.dtype == torch.float64
     if curve.balanced:
-        return at, balanced_shift(tails(at), curve, 5 if wide else 3)
+        return at, balanced_shift(tails(at), (k, x.shape[-1] - k), curve, 4 if wide else 3)
     return at, _bracketed(at, curve, _bracket(x, k, curve), 40 if wide else 24)
 
 
@@ -79,4 +79,4 @@ def spread_rest(
     rounding it would show in the balance.
     """
     rest = (k - total) / slope
-    return torch.addcmul(p, v, rest.to(p.dtype), out=out).clamp_(0, 1), t + rest
+    return torch.addcmul(p, v, rest.to(p.dtype), out=out), t + rest

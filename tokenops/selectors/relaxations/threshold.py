@@ -44,7 +44,8 @@ def _ranked_mask(
     v = curve.density(p)
     # t comes from sums of small terms: more exact than what is missing in a sum of rounded shares
     slope = v.sum(-1, True)
-    p = torch.where(slope > 0, spread_rest(p, k, v, slope, t, p.sum(-1, True, dtype=torch.float64))[0], p)
+    slope = torch.where(slope == 0, math.inf, slope)
+    p = spread_rest(p, k, v, slope, t, p.sum(-1, True, dtype=torch.float64))[0].clamp_(0, 1)
     # below the cut of a row without enough tokens lies padding
     none, every = k <= 0, (k >= n) | (at.center == -math.inf)
     p = torch.where(every, 1.0, torch.where(none, 0.0, p))
@@ -158,24 +159,22 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(p, *((x, tau) if isinstance(tau, Tensor) else ()))
 
 
-def _mean(g: Tensor, v: Tensor, total: Tensor) -> Tensor:
-    """The mean of g (... 1), weighted by v, whose sum is ``total``."""
-    return (v * g).sum(-1, True) / total
-
-
 def _gradients(ctx: Any, g: Tensor, look: bool) -> tuple[Tensor | None, ...]:
     """From the incoming gradient; ``look`` says that values may be looked at."""
     p, *rest = ctx.saved_tensors
     v = ctx.curve.density(p)
     total = v.sum(-1, True)
-    mean = _mean(g, v, total) if look else None
-    if mean is None or not math.isfinite(float(mean.detach().sum())):
+    weighed = v * g
+    mean = weighed.sum(-1, True) / total
+    if not look or not math.isfinite(float(mean.detach().sum())):
         # what is padding, or 0 or 1 for good, may hand back NaN or infinity
         g, total = torch.where(v > 0, g, 0.0), total.clamp(min=torch.finfo(v.dtype).tiny)
-        mean = _mean(g, v, total)
+        mean = (v * g).sum(-1, True) / total
     # the difference first: where gradients are nearly alike, a difference of products would be rounding
-    dx, dtau = g - mean, None
-    dx = dx.mul_(v) if look and not torch.is_grad_enabled() else v * dx
+    if look and not torch.is_grad_enabled():
+        dx, dtau = torch.sub(g, mean, out=weighed).mul_(v), None
+    else:
+        dx, dtau = v * (g - mean), None
     if rest:
         x, tau = rest
         dx = dx / tau
