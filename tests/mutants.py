@@ -39,7 +39,7 @@ MUTANTS = (
     Mutant("missing mask", f"{ENGINE}/cut.py", "else (x != -math.inf) & mask", "else x != -math.inf"),
     Mutant("unseen -inf", f"{ENGINE}/threshold.py", " and float(x.amin()) > -math.inf", ""),
     Mutant("nothing kept, all kept", f"{ENGINE}/threshold.py", "k <= 0, (k >= n)", "k < 0, (k > n)"),
-    Mutant("one iteration", f"{ENGINE}/solver.py", "4 if wide else 3", "1"),
+    Mutant("one iteration", f"{ENGINE}/solver.py", "curve.points + wide", "1"),
     Mutant("short bracket", f"{ENGINE}/solver.py", "40 if wide else 24", "3"),
     Mutant("no share for the fraction", f"{ENGINE}/balance.py", "lack + at.part * curve", "lack + 0 * curve"),
     Mutant("infinity counted", f"{ENGINE}/balance.py", "at.dropped == math.inf", "at.dropped == -math.inf"),

@@ -69,7 +69,7 @@ def test_scores_of_any_size(member: str) -> None:
 @pytest.mark.parametrize(
     ("member", "dtype", "most"),
     [
-        ("sigmoid", torch.float32, 5e-6),
+        ("sigmoid", torch.float32, 1e-5),
         ("laplace", torch.float32, 1e-5),
         ("sigmoid", torch.float64, 1e-12),
         ("laplace", torch.float64, 1e-12),
@@ -116,6 +116,17 @@ def test_a_row_with_too_few_tokens_keeps_them_all(member: str) -> None:
         mask, threshold = soft_topk_threshold(x, k, method=member)
         assert mask[0].tolist() == [1, 0, 1, 0], k
         assert threshold[0] == -math.inf, k
+
+
+@members
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_next_to_nothing_is_kept(member: str, dtype: torch.dtype) -> None:
+    for n in (1, 2, 100):
+        x = torch.randn(2, n, dtype=dtype)
+        for k in (1e-10, 1e-20, 1e-45, 1e-300, 5e-324):
+            p = ranked(x, k, member)
+            assert p.isfinite().all(), (n, k)
+            assert (p.double().sum(-1) - k).abs().max() < 1e-9, (n, k)
 
 
 @members

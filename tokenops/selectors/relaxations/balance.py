@@ -84,23 +84,41 @@ def meeting(ratio: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
     return -root.log() - torch.asinh((kept * root - dropped / root) / 2)
 
 
-def start(at: Tails, masses: tuple[Tensor, Tensor]) -> Tensor:
-    """A shift (... 1) that takes the scores of either side for equal ones.
+def _typical(m: Tensor, a: Tensor, a2: Tensor, e: Tensor) -> Tensor:
+    r"""The size r (... 1) of one score like which a side behaves at shift e.
 
-    Their number is as in ``masses``, k and n - k (... 1); sum and mean square of their exponentials are the
-    true ones. Right where the tails are exponential and no score is near the threshold, and where the
-    scores of a side are equal.
+    .. math:: \frac{a e}{1 + r e} = \sum_i \frac{z_i e}{1 + z_i e}, \qquad 0 \le z_i \le 1
+
+    Of the z are known their number m, sum a and sum of squares a2. The right side is least if some z are equal
+    and the others 0, and largest if some are 1 and the others equal; r is that of the geometric mean of both.
     """
-    kept, dropped = ((v.sum(-1, True), (v * v).sum(-1, True)) for v in (at.kept, at.dropped))
+    rest, wide = (m - a).clamp(min=1e-30), (m - 2 * a + a2).clamp(min=1e-30)
+    size, ones = ((a - a2) / rest).clamp(0, 1), torch.minimum(((m * a2 - a * a) / wide).clamp(min=0), m)
+    # a e over the least that the sum can be, and over the most
+    least = 1 + a2 / a * e
+    most = torch.minimum(a / (ones / (1 + e) + (m - ones) * size / (1 + size * e)), least)
+    # where e is small, r does not matter
+    return (least.sqrt() * most.sqrt() - 1) / e.clamp(min=1e-3)
+
+
+def start(at: Tails, masses: tuple[Tensor, Tensor]) -> Tensor:
+    """A shift (... 1) from sum and mean square of the exponentials on either side.
+
+    How many there are is as in ``masses``, k and n - k (... 1). Right where the tails are exponential and no
+    score is near the threshold, and where the scores of a side are equal.
+    """
+    kept, dropped = ([v.sum(-1, True), (v * v).sum(-1, True)] for v in (at.kept, at.dropped))
     above, below, part, rest = at.cut.above, at.cut.below, at.cut.part, at.cut.rest
     if part is not None and rest is not None:
         kept, dropped = [v + part for v in kept], [v + rest for v in dropped]
     # a side may be empty: there any start will do
-    tiny = torch.finfo(above.dtype).tiny
-    (a, a2), (b, b2) = ([v.clamp(min=tiny) for v in side] for side in (kept, dropped))
-    m, others = (v.to(above.dtype).clamp(min=tiny) for v in masses)
+    least = torch.finfo(above.dtype).tiny ** 0.5
+    (a, a2), (b, b2) = ([v.clamp(min=least) for v in side] for side in (kept, dropped))
+    m, others = (v.to(above.dtype).clamp(min=least) for v in masses)
     near = (-(above + below) / 2).exp()
-    return meeting(b / a, near * (a2 / m).sqrt(), near * (b2 / others).sqrt()) - (above - below) / 2
+    t = meeting(b / a, near * (a2 / m).sqrt(), near * (b2 / others).sqrt())
+    r, s = _typical(m, a, a2, near * (-t).exp()), _typical(others, b, b2, near * t.exp())
+    return meeting(b / a, near * r, near * s) - (above - below) / 2
 
 
 def balanced_shift(at: Tails, masses: tuple[Tensor, Tensor], curve: Curve, points: int) -> Tensor:

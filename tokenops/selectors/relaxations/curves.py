@@ -27,6 +27,8 @@ class Curve:
             add up to at least 1, neither above 1: the slope of the log-balance is in [1, 2] everywhere
             then, and steps on it need no bracket. Used where the curve is symmetric; ``value`` may not be
             NaN at infinity. Optional, for speed.
+        points: with ``of_exp``, how many points of the log-balance leave its root right to rounding in
+            float32; float64 takes one more.
         smooth: c is continuous.
         refill: (u, v) -> None, turns u into p = C(u) and fills v with c(p), in place; optional, for speed.
 
@@ -47,6 +49,7 @@ class Curve:
     mean: float = 0.0
     symmetric: bool = True
     of_exp: Callable[[Tensor], Tensor] | None = None
+    points: int = 3
     smooth: bool = True
     refill: Callable[[Tensor, Tensor], Any] | None = None
 

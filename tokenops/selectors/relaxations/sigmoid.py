@@ -18,6 +18,7 @@ LOGISTIC = Curve(
     variance=1.702**2,  # of the normal distribution function that comes nearest to it
     steepness=0.25,
     of_exp=lambda z: z / (1 + z),
+    points=2,
     refill=lambda u, v: torch.addcmul(u.sigmoid_(), u, u, value=-1, out=v),
 )
 

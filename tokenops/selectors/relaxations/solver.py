@@ -36,7 +36,7 @@ def solve(x: Tensor, k: Tensor, tau: Number, curve: Curve, same: float | None = 
     at = cut(x, k, tau, same)
     wide = x.dtype == torch.float64
     if curve.balanced:
-        return at, balanced_shift(tails(at), (k, x.shape[-1] - k), curve, 4 if wide else 3)
+        return at, balanced_shift(tails(at), (k, x.shape[-1] - k), curve, curve.points + wide)
     return at, _bracketed(at, curve, _bracket(x, k, curve), 40 if wide else 24)
 
 
