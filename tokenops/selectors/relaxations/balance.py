@@ -89,8 +89,8 @@ def _typical(m: Tensor, a: Tensor, a2: Tensor, e: Tensor) -> Tensor:
 
     .. math:: \frac{a e}{1 + r e} = \sum_i \frac{z_i e}{1 + z_i e}, \qquad 0 \le z_i \le 1
 
-    Of the z are known their number m, sum a and sum of squares a2. The right side is least if some z are equal
-    and the others 0, and largest if some are 1 and the others equal; r is that of the geometric mean of both.
+    Of the z are known their number m, sum a and sum of squares a2. The right side is least if some are equal
+    and the others 0, largest if some are 1 and the others equal; r is that of the geometric mean of both.
     """
     rest, wide = (m - a).clamp(min=1e-30), (m - 2 * a + a2).clamp(min=1e-30)
     size, ones = ((a - a2) / rest).clamp(0, 1), torch.minimum(((m * a2 - a * a) / wide).clamp(min=0), m)
