@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import platform
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,12 +45,21 @@ def clock(mask: Mask, sets: list[Tensor], backward: bool) -> float:
 def interleave(
     contenders: dict[str, Mask], make: Callable[[], Tensor], sets: int, repeats: int, backward: bool
 ) -> dict[str, np.ndarray]:
-    """Milliseconds of each contender in each repetition, one more repetition to warm up."""
+    """Milliseconds of each contender in each repetition, one more repetition to warm up.
+
+    How far buffers lie from one another, modulo a page, decides up to a tenth of a short call; so data move
+    from one repetition to the next.
+    """
     names, times = list(contenders), {name: [] for name in contenders}
     settle_allocator()
     gc.disable()
+    shift, between = random.Random(0), []
     for i in range(repeats + 1):
-        data = [make() for _ in range(sets + 1)]
+        data = []
+        for _ in range(sets + 1):
+            between.append(torch.empty(shift.randrange(16, 4096)))
+            data.append(make())
+        del between[: -8 * sets]
         for j in range(len(names)):
             name = names[(i + j) % len(names)]
             times[name].append(clock(contenders[name], data, backward))
