@@ -68,7 +68,7 @@ def overhead() -> str:
 
 def scorer_cost() -> str:
     """The closed form of the scorer against the N×N form on two machines: time and memory."""
-    header = ["", "N×N", "closed", "closed reads", "ratio", "N×N holds", "closed holds"]
+    header = ["", "N×N", "closed", "closed reads", "over reading", "ratio", "N×N holds", "closed holds"]
     parts = []
     for name in ("scorer_cost", "scorer_cost_xeon"):
         result = read(name)
@@ -79,6 +79,7 @@ def scorer_cost() -> str:
                 f"{1e3 * row['plain'][1]:,.0f} ms",
                 f"{1e3 * row['closed'][1]:,.1f} ms",
                 f"{_read_once(row['n'], s) / row['closed'][1]:.0f} GB/s" if row["what"] == "forward" else "–",
+                times(row["over_read"]) if "over_read" in row else "–",
                 times(row["ratio"], 0),
                 f"{row['plain_MB']:,.0f} MB",
                 f"{row['closed_MB']:,.2f} MB",

@@ -72,7 +72,7 @@ def test_overhead(tmp_path: Path) -> None:
 
 def test_scorer_cost(tmp_path: Path) -> None:
     small = run(scorer_cost, tmp_path / "s.json", "--smoke")
-    same_fields(small, committed("scorer_cost"))
+    same_fields(small, committed("scorer_cost_xeon"))
     for row in small["agreement"]:
         assert all(value < 1e-5 for name, value in row.items() if name.endswith("error"))
 
