@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenops.errors import TokenOpsError
+from tokenops.kernels.order import ascending
 from tokenops.registry import register
 from tokenops.shapes import Bool, Float, Int
 
@@ -51,27 +52,24 @@ def hard_topk(
     n = scores.shape[-1]
     if n == 0 or (isinstance(k, int) and k <= 0):
         return torch.zeros_like(scores, dtype=torch.bool)
-    most = min(k, n) if isinstance(k, int) else _most(k, n)
     lowest = torch.finfo(scores.dtype).min
     key = scores.detach().nan_to_num(nan=lowest, posinf=float("inf"), neginf=lowest)
     if mask is not None:
         key = key.masked_fill(~mask, -float("inf"))
         k = mask.sum(-1, keepdim=True).clamp(max=k)
-    if isinstance(k, Tensor):
-        k = k.long().clamp(0, n).expand(*scores.shape[:-1], 1)
-        last = key.topk(most, -1).values.gather(-1, (k - 1).clamp(0))
-    else:
-        k = most
-        last = key.topk(k, -1, sorted=False).values.amin(-1, keepdim=True)
+    k = k.long().clamp(0, n).expand(*scores.shape[:-1], 1) if isinstance(k, Tensor) else min(k, n)
+    last = _last_kept(key, k)
     above, tied = key > last, key == last
     return above | (tied & (tied.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
 
 
-def _most(k: Tensor, n: int) -> int:
-    """No count within n is higher; n where Python should not or cannot read the counts."""
-    if k.device.type != "cpu" or torch.compiler.is_compiling() or k.numel() == 0:
-        return n
-    try:
-        return min(max(1, int(k.amax())), n)
-    except RuntimeError:  # torch.vmap, FakeTensorMode
-        return n
+def _last_kept(key: Tensor, k: int | Tensor) -> Tensor:
+    """The k-th highest key of every row (... 1), k an int or (... 1)."""
+    n = key.shape[-1]
+    # numpy orders no half precision
+    wide = key.float() if key.element_size() < 4 else key
+    if isinstance(k, Tensor):
+        return ascending(wide).gather(-1, (n - k).clamp(max=n - 1))
+    if key.device.type == "cpu":
+        return ascending(wide, n - k).narrow(-1, n - k, 1)
+    return key.topk(k, -1, sorted=False).values.amin(-1, keepdim=True)
