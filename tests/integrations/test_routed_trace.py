@@ -38,6 +38,7 @@ def test_entries_for_every_routed_layer_and_image(family: str, side: str, fate: 
         whole = every.trace[t.image]
         slots = [at.index(p) for p in stays]
         assert t.index.tolist() == whole.index[slots].tolist()
+        assert t.candidates.tolist() == whole.index.tolist()
         assert t.grid.tolist() == whole.grid[slots].tolist()
         assert t.mass.tolist() == [1.0] * t.k
         assert (t.kind, t.nan_scores) == (whole.kind, 0)
@@ -62,9 +63,12 @@ def test_a_hybrid_counts_what_entered(family: str) -> None:
     assert [t.stage for t in handle.trace[6:]] == ["layers"] * 12
     for t in handle.trace[6:]:
         first = before[t.image]
-        assert t.n == first.k
+        assert torch.equal(t.candidates, first.index)
         assert t.k == max(1, int((0.5, 0.25)[(t.layer or 1) - 1] * first.k + 1e-6))
         assert set(t.index.tolist()) <= set(first.index.tolist())
+        assert t.scores is not None
+        assert t.kept_scores is not None
+        assert t.kept_scores.min() == t.scores.sort(descending=True).values[t.k - 1]
         assert set(t.positions.tolist()) <= set(first.positions.tolist())
         assert set(map(tuple, t.grid.tolist())) <= set(map(tuple, first.grid.tolist()))
     means = [sum(t.k for t in handle.trace if t.layer == layer) / 6 for layer in (None, 1, 2)]

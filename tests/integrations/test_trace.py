@@ -44,10 +44,12 @@ def test_the_schema(family: str) -> None:
         best = t.scores.topk(t.k).values.min()
         order = torch.tensor(at)
         assert int((t.scores >= best).sum()) == t.k
+        assert torch.equal(t.candidates[t.scores >= best], t.index)
+        assert t.kept_scores is not None
+        assert torch.equal(t.kept_scores, t.scores[t.scores >= best])
         if family != "llava_next":
             assert t.n == len(at)
             assert torch.equal(order[t.index], t.positions)
-            assert torch.equal((t.scores >= best).nonzero().flatten(), t.index)
 
 
 @families
@@ -62,7 +64,8 @@ def test_unscored_selectors_and_nan_scores(family: str) -> None:
     with torch.no_grad():
         with tokenops.attach(model, every) as handle:
             model(**inputs)
-            assert all(t.scores is None and t.nan_scores == 0 for t in handle.trace)
+            assert all(t.scores is None and t.kept_scores is None for t in handle.trace)
+            assert all(t.nan_scores == 0 for t in handle.trace)
             assert all(t.k == (t.n + 1) // 2 for t in handle.trace)
         with tokenops.attach(model, Pipeline(after_projector=Prune(nans))) as handle:
             model(**inputs)

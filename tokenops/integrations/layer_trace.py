@@ -27,8 +27,9 @@ def layer_traces(
             continue
         mask = ran.tokens.mask
         for number, p in enumerate(placed):
-            stays = _patches(mask, p)
+            stays, entered = _patches(mask, p), _patches(routing.tokens.mask, p)
             patch, positions = p.unit.patch.cpu(), p.patches.cpu()[stays]
+            patch = patch[patch >= 0]
             out.append(
                 Trace(
                     stage="layers",
@@ -36,8 +37,8 @@ def layer_traces(
                     sample=p.row,
                     kind=p.unit.kind,
                     layer=layer,
-                    n=int(_patches(routing.tokens.mask, p).sum()),
-                    index=patch[patch >= 0][stays],
+                    candidates=patch[entered],
+                    index=patch[stays],
                     grid=p.unit.grid.cpu()[stays],
                     positions=positions,
                     scores=_scores(routing, chosen, number),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -17,18 +18,21 @@ class Trace:
         sample: row of the batch.
         kind: ``"image"`` or ``"video"``.
         layer: language-model layer, None before the language model.
-        n: visual tokens there were.
-        index: (k) long, the kept patches by their number in the image, ascending in sequence order.
+        candidates: (n) long, the patches there were, by their number in the image, in sequence order.
+        index: (k) long, the kept among them.
         grid: (k 3) long, their (frame or crop, row, column).
         positions: (k) long, their place in the original sequence.
-        scores: (n) float in sequence order, or None if the selector has none.
+        scores: (n) float, of the candidates, or None if the selector has none.
         mass: (k) float, how many original tokens each of them stands for: 1 where nothing is merged.
+        n, k: how many candidates and kept patches there are.
+        kept_scores: (k) float, those of the kept.
         nan_scores: how many scores were NaN (they rank last).
 
-    >>> index, grid = torch.tensor([1, 3]), torch.tensor([[0, 0, 1], [0, 1, 1]])
-    >>> trace = Trace("after_projector", 0, 0, "image", None, 4, index, grid, index + 1, None, torch.ones(2))
-    >>> trace, trace.k, trace.nan_scores
-    (Trace(after_projector: image 0 of sample 0, 2 of 4 tokens), 2, 0)
+    >>> index, grid = torch.tensor([5, 7]), torch.tensor([[0, 0, 1], [0, 1, 1]])
+    >>> scores, mass = torch.tensor([0.1, 0.9, 0.2, 0.8]), torch.ones(2)
+    >>> trace = Trace("layers", 0, 0, "image", 3, torch.arange(4, 8), index, grid, index + 1, scores, mass)
+    >>> trace, trace.n, trace.k, trace.nan_scores
+    (Trace(layers layer 3: image 0 of sample 0, 2 of 4 tokens), 4, 2, 0)
     """
 
     stage: str
@@ -36,7 +40,7 @@ class Trace:
     sample: int
     kind: str
     layer: int | None
-    n: int
+    candidates: Tensor
     index: Tensor
     grid: Tensor
     positions: Tensor
@@ -44,9 +48,26 @@ class Trace:
     mass: Tensor
 
     @property
+    def n(self) -> int:
+        """Visual tokens there were."""
+        return self.candidates.shape[0]
+
+    @property
     def k(self) -> int:
         """Kept tokens."""
         return self.index.shape[0]
+
+    @property
+    def kept_scores(self) -> Tensor | None:
+        """Scores (k) of the kept tokens, None if the selector has none.
+
+        >>> index, places = torch.tensor([7]), torch.tensor([[0, 1, 2]])
+        >>> scores, mass = torch.tensor([0.1, 0.9]), torch.ones(1)
+        >>> candidates = torch.tensor([5, 7])
+        >>> Trace("layers", 0, 0, "image", 1, candidates, index, places, index, scores, mass).kept_scores
+        tensor([0.9000])
+        """
+        return None if self.scores is None else self.scores[torch.isin(self.candidates, self.index)]
 
     @property
     def nan_scores(self) -> int:

@@ -185,6 +185,7 @@ def traces(place_name: str, decision: Decision) -> tuple[Trace, ...]:
             here = slice(start, start + p.unit.n)
             stays = kept[i, here].cpu()
             patch = p.unit.patch.cpu()
+            patch = patch[patch >= 0]
             scores = None if decision.chosen.scores is None else decision.chosen.scores[i, here].detach()
             out.append(
                 Trace(
@@ -193,8 +194,8 @@ def traces(place_name: str, decision: Decision) -> tuple[Trace, ...]:
                     sample=p.row,
                     kind=p.unit.kind,
                     layer=None,
-                    n=p.unit.n,
-                    index=patch[patch >= 0][stays],
+                    candidates=patch,
+                    index=patch[stays],
                     grid=p.unit.grid.cpu()[stays],
                     positions=p.patches.cpu()[stays],
                     scores=scores,

@@ -47,10 +47,8 @@ def method_record(
     tokens_per_layer: Sequence[float],
 ) -> dict[str, Any]:
     """A method: its code, what it answered and what it kept, stage by stage."""
-    entered = {t.image: t.index for t in every}
-    entered |= {t.image: t.index for t in traces if t.layer is None}
     numbers = {t.image: t.index for t in every}
-    stages = [stage_record(t, numbers[t.image], entered[t.image]) for t in traces]
+    stages = [stage_record(t, numbers[t.image]) for t in traces]
     return {
         "name": name,
         "code": None if pipeline is None else repr(pipeline),
@@ -60,29 +58,27 @@ def method_record(
     }
 
 
-def stage_record(trace: Trace, numbers: Tensor, entered: Tensor) -> dict[str, Any]:
+def stage_record(trace: Trace, numbers: Tensor) -> dict[str, Any]:
     """One trace. Scores run along all tokens of the image, null where there is none or it is not finite.
 
     Args:
         trace: what is written down.
         numbers: (n) all tokens of the image.
-        entered: those the stage chose from, before the language model all of them.
     """
-    asked = numbers if trace.layer is None else entered
     return {
         "stage": trace.stage,
         "layer": trace.layer,
         "visual": trace.image,
         "index": trace.index.tolist(),
-        "scores": None if trace.scores is None else _along(trace.scores, asked, numbers),
+        "scores": None if trace.scores is None else _along(trace.scores, trace.candidates, numbers),
         "nan_scores": trace.nan_scores,
         "mass": None if bool((trace.mass == 1).all()) else [_short(m) for m in trace.mass.tolist()],
     }
 
 
-def _along(scores: Tensor, asked: Tensor, numbers: Tensor) -> list[float | None]:
-    """Scores (of asked) at the places of their tokens among all numbers."""
-    given = dict(zip(asked.tolist(), scores.float().cpu().tolist(), strict=True))
+def _along(scores: Tensor, candidates: Tensor, numbers: Tensor) -> list[float | None]:
+    """Scores (of candidates) at the places of their tokens among all numbers."""
+    given = dict(zip(candidates.tolist(), scores.float().cpu().tolist(), strict=True))
     return [_short(given.get(number, math.nan)) for number in numbers.tolist()]
 
 

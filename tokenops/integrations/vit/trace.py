@@ -16,7 +16,7 @@ def traces(call: Call | None, depth: int) -> tuple[Trace, ...]:
         return ()
     out = []
     if call.first is not None:
-        out += _of_images(call, "after_projector", None, call.n, call.first.mask, call.first.scores)
+        out += _of_images(call, "after_projector", None, None, call.first.mask, call.first.scores)
     for layer in range(depth):
         if call.route is None or layer not in call.ran or call.route.schedule(layer) is None:
             continue
@@ -27,7 +27,7 @@ def traces(call: Call | None, depth: int) -> tuple[Trace, ...]:
             scores = chosen.scores[:, call.prefix :]
             if call.first is not None:
                 scores = call.first.reduce(scores)
-        out += _of_images(call, "layers", layer, call.entered, mask, scores)
+        out += _of_images(call, "layers", layer, call.first, mask, scores)
     return tuple(out)
 
 
@@ -49,9 +49,10 @@ def _patches(call: Call, chosen: Selection) -> Tensor:
 
 
 def _of_images(
-    call: Call, stage: str, layer: int | None, n: int, mask: Tensor, scores: Tensor | None
+    call: Call, stage: str, layer: int | None, entered: Selection | None, mask: Tensor, scores: Tensor | None
 ) -> list[Trace]:
     grid, mass = call.coordinates(torch.device("cpu"))[0], call.mass
+    there = torch.ones(call.batch, call.n, dtype=torch.bool) if entered is None else entered.mask.cpu()
     out = []
     for row, kept in enumerate(mask.cpu()):
         index = kept.nonzero().flatten()
@@ -62,7 +63,7 @@ def _of_images(
                 sample=row,
                 kind="image",
                 layer=layer,
-                n=n,
+                candidates=there[row].nonzero().flatten(),
                 index=index,
                 grid=grid[index],
                 positions=index + call.prefix,
