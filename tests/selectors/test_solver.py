@@ -89,16 +89,17 @@ def test_many_equal_scores_at_the_cut(member: str, dtype: torch.dtype, most: flo
 
 
 @pytest.mark.parametrize("member", ["sigmoid", "laplace"])
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 2e-5), (torch.float64, 1e-9)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 6e-5), (torch.float64, 1e-9)])
 def test_groups_of_equal_scores(member: str, dtype: torch.dtype, most: float) -> None:
-    """Few levels, each held by one score or by thousands, far apart or close."""
+    """Few levels, each held by one score or by thousands, far apart or close; often k is the size of a group."""
 
     def law(draw: Draw) -> None:
-        levels = [draw.integer(-12, 12) * draw.choice(0.25, 1.0, 2.0) for _ in range(draw.integer(2, 6))]
+        levels = sorted(draw.integer(-12, 12) * draw.choice(0.25, 1.0, 2.0) for _ in range(draw.integer(2, 6)))
         groups = [torch.full((int(10 ** draw.number(0, 4)),), v, dtype=dtype) for v in levels]
         x = torch.cat(groups)[None]
         n = x.shape[-1]
-        k = draw.choice(draw.integer(1, n), n - draw.integer(1, n), draw.number(0.001, 1) * n)
+        edge = max(len(groups[-1]) + draw.integer(-1, 1), 1)
+        k = draw.choice(draw.integer(1, n), edge, n - len(groups[0]), draw.number(0.001, 1) * n)
         valid = torch.ones_like(x, dtype=torch.bool)
         mask, nu = soft_topk_threshold(x, k, method=member, mask=valid)
         assert log_balance(x, k, nu, method=member).abs() < most
@@ -107,6 +108,18 @@ def test_groups_of_equal_scores(member: str, dtype: torch.dtype, most: float) ->
             assert_close(mask, METHODS[member].value(x - nu[:, None]), 1e-9)
 
     hold(law)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 5e-6), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("padding", [0, 40050])
+def test_groups_of_thousands_of_equal_scores(dtype: torch.dtype, most: float, padding: int) -> None:
+    """Where k is the size of the group at the cut, some scores at its foot decide the threshold."""
+    groups = ((30000, 0.0), (1, 0.0), (49, -7.3), (10000, -15.0))
+    x = torch.cat([torch.full((m,), v, dtype=dtype) for m, v in groups] + [torch.zeros(padding, dtype=dtype)])
+    valid = (torch.arange(len(x)) < len(x) - padding)[None]
+    for scores, k in ((x[None], 30000), (-x[None], 10050)):
+        _, nu = soft_topk_threshold(scores, k, mask=valid)
+        assert log_balance(scores, k, nu, mask=valid).abs() < most
 
 
 @members

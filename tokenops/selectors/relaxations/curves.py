@@ -28,7 +28,8 @@ class Curve:
             then, and steps on it need no bracket. Used where the curve is symmetric; ``value`` may not be
             NaN at infinity. Optional, for speed.
         points: with ``of_exp``, how many points of the log-balance leave its root right to rounding in
-            float32; float64 takes one more.
+            float32 for any scores but for groups of thousands of equal ones; float64 takes one more, and
+            so do rows of more than 4,096.
         smooth: c is continuous.
         refill: (u, v) -> None, turns u into p = C(u) and fills v with c(p), in place; optional, for speed.
 

@@ -25,6 +25,8 @@ from tokenops.selectors.relaxations.cut import Cut, Number, cut, may_look
 
 SATURATED = 1e4
 """Distance from the threshold, in temperatures, beyond which every curve is flat."""
+MANY = 4096
+"""Scores in a row beyond which groups of equal ones can be so unlike in number that it takes a point more."""
 
 
 def solve(x: Tensor, k: Tensor, tau: Number, curve: Curve, same: float | None = None) -> tuple[Cut, Tensor]:
@@ -34,9 +36,9 @@ def solve(x: Tensor, k: Tensor, tau: Number, curve: Curve, same: float | None = 
     rows, if Python knows it. Rows with k <= 0 or k >= valid hold anything.
     """
     at = cut(x, k, tau, same)
-    wide = x.dtype == torch.float64
+    n, wide = x.shape[-1], x.dtype == torch.float64
     if curve.balanced:
-        return at, balanced_shift(tails(at), (k, x.shape[-1] - k), curve, curve.points + wide)
+        return at, balanced_shift(tails(at), (k, n - k), curve, curve.points + wide + int(n > MANY))
     return at, _bracketed(at, curve, _bracket(x, k, curve), 40 if wide else 24)
 
 
