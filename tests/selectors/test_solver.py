@@ -91,10 +91,11 @@ def test_many_equal_scores_at_the_cut(member: str, dtype: torch.dtype, most: flo
 @pytest.mark.parametrize("member", ["sigmoid", "laplace"])
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 6e-5), (torch.float64, 1e-9)])
 def test_groups_of_equal_scores(member: str, dtype: torch.dtype, most: float) -> None:
-    """Few levels, each held by one score or by thousands, far apart or close; often k is the size of a group."""
+    """Few levels, each held by one score or by thousands, far apart or close; often k is one's size."""
 
     def law(draw: Draw) -> None:
-        levels = sorted(draw.integer(-12, 12) * draw.choice(0.25, 1.0, 2.0) for _ in range(draw.integer(2, 6)))
+        count = draw.integer(2, 6)
+        levels = sorted(draw.integer(-12, 12) * draw.choice(0.25, 1.0, 2.0) for _ in range(count))
         groups = [torch.full((int(10 ** draw.number(0, 4)),), v, dtype=dtype) for v in levels]
         x = torch.cat(groups)[None]
         n = x.shape[-1]
