@@ -11,8 +11,8 @@ round, in turn, on fresh features; processor seconds, one thread. Errors are aga
 float64, over its largest value; a Top-K is the same if it holds the same tokens.
 
 The closed form must read both weights once and the features twice, for their mean is known only after all of
-them, and computes next to nothing. ``read``, the third in turn, is the sum of as many numbers: no forward
-pass is faster than that on the same machine, and the ratio to the plain form is bounded accordingly.
+them, and computes next to nothing. ``read``, the third in turn, is a plain sum of as many numbers: about what
+memory alone takes on the same machine, and about the most that any form of the scorer could gain.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ from typing import Any
 
 from tables_kit import markdown, read
 
+SCORER_COSTS = ("scorer_cost", "scorer_cost_xeon")
+"""The same benchmark on two machines."""
+
 
 def where(settings: dict[str, Any]) -> str:
     """What the numbers were measured on, in a line before a table."""
@@ -45,10 +48,12 @@ def speed_bars() -> str:
             ratio = row["speed_ratio"]
             what = f"decoding, attached at keep = 1.0, batch {row['batch']}"
             body.append([what, "≥ 0.95×", f"{ratio:.2f}×", verdict(ratio >= 0.95)])
-    for row in read("scorer_cost")["rows"]:
-        if "bar" in row:
-            what = f"scorer against its N×N form, N = {row['n']:,}, {row['what']}"
-            body.append([what, f"≥ {row['bar']:g}×", times(row["ratio"], 0), verdict(row["met"])])
+    for result in map(read, SCORER_COSTS):
+        for row in result["rows"]:
+            if "bar" in row:
+                what = f"scorer against its N×N form, N = {row['n']:,}, {row['what']}"
+                what += f" ({result['settings']['processor']})"
+                body.append([what, f"≥ {row['bar']:g}×", times(row["ratio"], 0), verdict(row["met"])])
     for bar in read("ragged_attention")["bars"]:
         span = f"{bar['least']:.2f}× – {bar['most']:.2f}×"
         what = f"ragged attention, 200 to 1,500 tokens: {bar['what']}"
@@ -70,8 +75,7 @@ def scorer_cost() -> str:
     """The closed form of the scorer against the N×N form on two machines: time and memory."""
     header = ["", "N×N", "closed", "closed reads", "over reading", "ratio", "N×N holds", "closed holds"]
     parts = []
-    for name in ("scorer_cost", "scorer_cost_xeon"):
-        result = read(name)
+    for result in map(read, SCORER_COSTS):
         s = result["settings"]
         body = [
             [

@@ -182,6 +182,7 @@ def test_what_goes_wrong_inside(
 @pytest.mark.hf
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_the_middle(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     command = [*COMMAND, "demo", "--out", "out", "--questions", "500"]
@@ -209,7 +210,11 @@ def test_demo_as_json_from_another_folder(tmp_path: Path) -> None:
     table = json.loads(done.stdout)
     assert (table["seed"], len(table["rows"])) == (4, 24)
     folder = tmp_path / "tokenops-demo"
-    assert {f.name for f in folder.iterdir()} == {"tokenops-demo.json", "tokenops-demo.png"}
+    assert {f.name for f in folder.iterdir()} == {
+        "tokenops-demo.json",
+        "tokenops-demo.png",
+        "tokenops-demo-layers.png",
+    }
     assert (folder / "tokenops-demo.json").read_text() == done.stdout
     assert "VisionSelector" in done.stderr
 

@@ -161,6 +161,7 @@ def test_interrupted_it_leaves_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     environment = os.environ | {
         "PYTHONPATH": str(source.ROOT),

@@ -12,7 +12,7 @@ import source_imports as source
 # or package needs a place here. `tokenops` itself (the curated names) stands above all of them.
 LAYERS = (
     {"errors"},
-    {"shapes", "registry", "budget", "signals", "hub"},
+    {"shapes", "registry", "budget", "signals", "hub", "eager"},
     {"kernels"},
     {"tokenmap"},
     {"selectors", "routers"},

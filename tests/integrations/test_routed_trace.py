@@ -34,11 +34,12 @@ def test_entries_for_every_routed_layer_and_image(family: str, side: str, fate: 
     for t in handle.trace:
         row, at = patches[t.image]
         stays = [p for p in at if want.runs[t.layer or 0][row, p]]
-        assert (t.stage, t.sample, t.n, t.positions.tolist()) == ("layers", row, len(at), stays)
+        there = at if fate == "skip" or not t.layer else [p for p in at if want.runs[t.layer - 1][row, p]]
+        assert (t.stage, t.sample, t.n, t.positions.tolist()) == ("layers", row, len(there), stays)
         whole = every.trace[t.image]
         slots = [at.index(p) for p in stays]
         assert t.index.tolist() == whole.index[slots].tolist()
-        assert t.candidates.tolist() == whole.index.tolist()
+        assert t.candidates.tolist() == whole.index[[at.index(p) for p in there]].tolist()
         assert t.grid.tolist() == whole.grid[slots].tolist()
         assert t.mass.tolist() == [1.0] * t.k
         assert (t.kind, t.nan_scores) == (whole.kind, 0)
@@ -47,8 +48,7 @@ def test_entries_for_every_routed_layer_and_image(family: str, side: str, fate: 
         else:
             assert t.scores is not None
             assert t.scores.shape == (t.n,)
-            if fate == "skip" or t.layer == 0:
-                assert set(t.scores.topk(t.k).indices.tolist()) == set(slots)
+            assert set(t.candidates[t.scores.topk(t.k).indices].tolist()) == set(t.index.tolist())
     ran = [[int(r[row, at].sum()) for row, at in patches] for r in want.runs]
     assert handle.tokens_per_layer == pytest.approx([sum(c) / len(c) for c in ran])
 

@@ -295,5 +295,8 @@ def test_a_pyramid_leaves_step_by_step() -> None:
     ) as h:
         model(vit.pictures(model))
         assert h.tokens_per_layer == (16.0, 8.0, 4.0)
-        early, late = ([set(t.index.tolist()) for t in h.trace if t.layer == n] for n in (1, 2))
-        assert all(b < a for a, b in zip(early, late, strict=True))
+        early, late = ([t for t in h.trace if t.layer == n] for n in (1, 2))
+    for before, after in zip(early, late, strict=True):
+        assert (before.n, before.k, after.n, after.k) == (16, 8, 8, 4)
+        assert torch.equal(after.candidates, before.index)
+        assert set(after.candidates[after.scores.topk(4).indices].tolist()) == set(after.index.tolist())

@@ -149,6 +149,40 @@ def test_algorithms_agree(member: str, family: str, monkeypatch: pytest.MonkeyPa
         assert any(found is not None for found in used), "the quick path must serve easy rows"
 
 
+@members
+@families
+def test_padding_changes_nothing_either_way(
+    member: str, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows spread over wider ones of junk, each with a count of its own."""
+    curve, used = CURVES[member], []
+
+    def watched(*arguments: Any) -> Any:
+        used.append(found := quick(*arguments))
+        return found
+
+    quick = easy.quick
+    for n in (2, 5, 40, 3000):
+        x, k = scores_of(family, 6, n), counts(6, n, seed=n)
+        g = torch.Generator().manual_seed(n)
+        slots = torch.rand(6, 2 * n + 1, generator=g).argsort(-1)[:, :n].sort(-1).values
+        mask = torch.zeros(6, 2 * n + 1, dtype=torch.bool).scatter(1, slots, True)
+        junk = torch.tensor([math.nan, math.inf, -math.inf, 3e38])
+        wide = junk[torch.randint(4, mask.shape, generator=g)].scatter(1, slots, x)
+        monkeypatch.setattr(easy, "quick", lambda *_: None)
+        alone = soft_topk(x.double(), k, method=curve)
+        for path in (watched, lambda *_: None):
+            monkeypatch.setattr(easy, "quick", path)
+            got = soft_topk(wide, k, method=curve, mask=mask)
+            assert_close(got.gather(1, slots).double(), alone, 1e-6)
+            assert (got[~mask] == 0).all()
+            got = soft_topk(wide.double(), k, method=curve, mask=mask)
+            assert_close(got.gather(1, slots), alone, 1e-11)
+    if family == "normal":
+        assert any(found is not None for found in used), "the quick path must serve easy rows"
+        assert used[-1] is not None
+
+
 @pytest.mark.parametrize("member", CLOSED)
 @families
 def test_closed_forms_agree(member: str, family: str) -> None:

@@ -19,6 +19,8 @@ def layer_traces(
     """One :class:`Trace` per routed layer and unit; ``before`` are those of the stage before the layers."""
     assert routing.route is not None
     mass = [(t.positions, t.mass) for t in before] or [None] * len(placed)
+    entered = [_patches(routing.tokens.mask, p) for p in placed]
+    there = list(entered)
     out = []
     for layer in range(layers):
         ran = routing.ran.get(layer, routing.all)
@@ -27,7 +29,8 @@ def layer_traces(
             continue
         mask = ran.tokens.mask
         for number, p in enumerate(placed):
-            stays, entered = _patches(mask, p), _patches(routing.tokens.mask, p)
+            stays, candidates = _patches(mask, p), there[number]
+            scores = _scores(routing, chosen, number)
             patch, positions = p.unit.patch.cpu(), p.patches.cpu()[stays]
             patch = patch[patch >= 0]
             out.append(
@@ -37,14 +40,16 @@ def layer_traces(
                     sample=p.row,
                     kind=p.unit.kind,
                     layer=layer,
-                    candidates=patch[entered],
+                    candidates=patch[candidates],
                     index=patch[stays],
                     grid=p.unit.grid.cpu()[stays],
                     positions=positions,
-                    scores=_scores(routing, chosen, number),
+                    scores=None if scores is None else scores[candidates[entered[number]]],
                     mass=_mass(mass[number], positions),
                 )
             )
+            if routing.route.fate == "exit":
+                there[number] = stays
     return tuple(out)
 
 

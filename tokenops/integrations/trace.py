@@ -18,7 +18,8 @@ class Trace:
         sample: row of the batch.
         kind: ``"image"`` or ``"video"``.
         layer: language-model layer, None before the language model.
-        candidates: (n) long, the patches there were, by their number in the image, in sequence order.
+        candidates: (n) long, the patches there were to choose from, by their number in the image, in
+            sequence order; where a route's fate is exit, without those that left before.
         index: (k) long, the kept among them.
         grid: (k 3) long, their (frame or crop, row, column).
         positions: (k) long, their place in the original sequence.

@@ -16,18 +16,17 @@ def traces(call: Call | None, depth: int) -> tuple[Trace, ...]:
         return ()
     out = []
     if call.first is not None:
-        out += _of_images(call, "after_projector", None, None, call.first.mask, call.first.scores)
+        there = _patches(call, None)
+        out += _of_images(call, "after_projector", None, there, call.first.mask, call.first.scores)
     for layer in range(depth):
         if call.route is None or layer not in call.ran or call.route.schedule(layer) is None:
             continue
-        chosen = call.ran[layer]
-        mask = torch.ones(call.batch, call.n, dtype=torch.bool) if chosen is None else _patches(call, chosen)
+        chosen, before = call.ran[layer], call.before[layer]
         scores = None
-        if chosen is not None and chosen.scores is not None and chosen is not call.before[layer]:
+        if chosen is not None and chosen.scores is not None and chosen is not before:
             scores = chosen.scores[:, call.prefix :]
-            if call.first is not None:
-                scores = call.first.reduce(scores)
-        out += _of_images(call, "layers", layer, call.first, mask, scores)
+        there, kept = (_patches(call, v) for v in (before, chosen))
+        out += _of_images(call, "layers", layer, there, kept, scores)
     return tuple(out)
 
 
@@ -43,18 +42,19 @@ def tokens_per_block(call: Call | None, depth: int) -> tuple[float, ...]:
     return tuple(counts)
 
 
-def _patches(call: Call, chosen: Selection) -> Tensor:
-    """(b n) which patches were chosen among all tokens."""
-    return chosen.mask[:, call.prefix :]
+def _patches(call: Call, chosen: Selection | None) -> Tensor:
+    """(b n) which patches were chosen among all tokens, None for all."""
+    every = torch.ones(call.batch, call.n, dtype=torch.bool)
+    return every if chosen is None else chosen.mask[:, call.prefix :]
 
 
 def _of_images(
-    call: Call, stage: str, layer: int | None, entered: Selection | None, mask: Tensor, scores: Tensor | None
+    call: Call, stage: str, layer: int | None, there: Tensor, mask: Tensor, scores: Tensor | None
 ) -> list[Trace]:
+    """``there`` and ``mask`` (b n) are patches before and after the choice, by ``scores`` (b n) of all."""
     grid, mass = call.coordinates(torch.device("cpu"))[0], call.mass
-    there = torch.ones(call.batch, call.n, dtype=torch.bool) if entered is None else entered.mask.cpu()
     out = []
-    for row, kept in enumerate(mask.cpu()):
+    for row, (before, kept) in enumerate(zip(there.cpu(), mask.cpu(), strict=True)):
         index = kept.nonzero().flatten()
         out.append(
             Trace(
@@ -63,11 +63,11 @@ def _of_images(
                 sample=row,
                 kind="image",
                 layer=layer,
-                candidates=there[row].nonzero().flatten(),
+                candidates=before.nonzero().flatten(),
                 index=index,
                 grid=grid[index],
                 positions=index + call.prefix,
-                scores=None if scores is None else scores[row].detach(),
+                scores=None if scores is None else scores[row].detach()[before.to(scores.device)],
                 mass=torch.ones(len(index)) if mass is None else mass[row].detach().cpu()[kept],
             )
         )

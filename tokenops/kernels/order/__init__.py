@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenops.eager import transformed
 from tokenops.errors import TokenOpsError
 from tokenops.kernels.order import reference
 from tokenops.registry import register
@@ -35,7 +36,8 @@ def ascending(scores: Float[Tensor, "... n"], kth: int | None = None) -> Float[T
 
     With ``kth`` the order may stop at a partition, which is less work: element kth is in its place, none
     before it is higher, none behind it lower. NaN ranks above every number. A call of its own in a graph of
-    ``torch.compile``, and one call under ``torch.vmap``.
+    ``torch.compile``. Torch's own sort where numpy 2 is missing, in exported programs, which run without
+    this package, and in eager function transforms.
 
     Shapes: scores (... n) -> (... n); 0 <= kth < n.
 
@@ -50,11 +52,20 @@ def ascending(scores: Float[Tensor, "... n"], kth: int | None = None) -> Float[T
         raise TokenOpsError("ascending", "a float tensor (... n)", got)
     if kth is not None and not 0 <= kth < scores.shape[-1]:
         raise TokenOpsError("ascending", f"kth in [0, {scores.shape[-1]})", kth)
-    if VECTORS and scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-        rows = scores.detach().clone(memory_format=torch.contiguous_format)
-        _order(rows, kth)
-        return rows
-    return reference.ascending(scores, kth)
+    if not by_numpy(scores):
+        return reference.ascending(scores, kth)
+    # numpy has no bfloat16, and orders float16 one at a time
+    wide = scores.dtype if scores.dtype in (torch.float32, torch.float64) else torch.float32
+    rows = scores.detach().to(wide, copy=True, memory_format=torch.contiguous_format)
+    _order(rows, kth)
+    return rows.to(scores.dtype)
+
+
+def by_numpy(scores: Tensor) -> bool:
+    """Whether :func:`ascending` would have numpy order these scores."""
+    if not VECTORS or scores.device.type != "cpu" or torch.compiler.is_exporting():
+        return False
+    return torch.compiler.is_compiling() or not transformed()
 
 
 def _by_numpy(rows: Tensor, kth: int | None) -> None:
@@ -69,8 +80,8 @@ _LIBRARY.impl("order_", _by_numpy, "CPU")
 _order = torch.ops.tokenops.order_.default
 
 
-def _batched(info: Any, in_dims: tuple[int | None, None], rows: Tensor, kth: int | None) -> tuple[None, None]:
-    _order(rows.movedim(in_dims[0] or 0, 0), kth)
+def _batched(info: Any, in_dims: tuple[int, None], rows: Tensor, kth: int | None) -> tuple[None, None]:
+    _order(rows.movedim(in_dims[0], 0), kth)
     return None, None
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from tokenops.errors import TokenOpsError
-from tokenops.kernels.order import ascending
+from tokenops.kernels.order import ascending, by_numpy
 from tokenops.registry import register
 from tokenops.shapes import Bool, Float, Int
 
 __all__ = ["hard_topk"]
+
+MANY = 2**14
+"""Scores from which numpy's partition is quicker than ``torch.topk`` on a CPU."""
 
 
 @register("kernel")
@@ -52,24 +57,21 @@ def hard_topk(
     n = scores.shape[-1]
     if n == 0 or (isinstance(k, int) and k <= 0):
         return torch.zeros_like(scores, dtype=torch.bool)
-    lowest = torch.finfo(scores.dtype).min
-    key = scores.detach().nan_to_num(nan=lowest, posinf=float("inf"), neginf=lowest)
+    key = scores.detach().nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     if mask is not None:
-        key = key.masked_fill(~mask, -float("inf"))
-        k = mask.sum(-1, keepdim=True).clamp(max=k)
+        key = key.masked_fill(~mask, -math.inf)
     k = k.long().clamp(0, n).expand(*scores.shape[:-1], 1) if isinstance(k, Tensor) else min(k, n)
     last = _last_kept(key, k)
-    above, tied = key > last, key == last
+    # in a row of fewer valid tokens than k, padding ties with the lowest of them
+    above, tied = key > last, key == last if mask is None else (key == last) & mask
     return above | (tied & (tied.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
 
 
 def _last_kept(key: Tensor, k: int | Tensor) -> Tensor:
     """The k-th highest key of every row (... 1), k an int or (... 1)."""
     n = key.shape[-1]
-    # numpy orders no half precision
-    wide = key.float() if key.element_size() < 4 else key
     if isinstance(k, Tensor):
-        return ascending(wide).gather(-1, (n - k).clamp(max=n - 1))
-    if key.device.type == "cpu":
-        return ascending(wide, n - k).narrow(-1, n - k, 1)
+        return ascending(key).gather(-1, (n - k).clamp(max=n - 1))
+    if key.numel() >= MANY and by_numpy(key):
+        return ascending(key, n - k).narrow(-1, n - k, 1)
     return key.topk(k, -1, sorted=False).values.amin(-1, keepdim=True)

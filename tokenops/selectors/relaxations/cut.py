@@ -13,12 +13,6 @@ from tokenops.kernels.order import ascending
 Number = float | Tensor
 
 
-def may_look(x: Tensor) -> bool:
-    """Whether Python may branch on values: eagerly, where there are values and reading one costs nothing."""
-    plain = type(x) in (Tensor, torch.nn.Parameter)
-    return plain and x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def valid_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
     """True where a score counts: not padding, and not -inf, which is padding too."""
     return x != -math.inf if mask is None else (x != -math.inf) & mask

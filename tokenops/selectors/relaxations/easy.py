@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tokenops.eager import may_look
 from tokenops.kernels.order import ascending
 from tokenops.selectors.relaxations.curves import Curve
-from tokenops.selectors.relaxations.cut import Number, may_look
+from tokenops.selectors.relaxations.cut import Number
 from tokenops.selectors.relaxations.solver import spread_rest
 
 SAMPLE = 2048
@@ -29,9 +30,11 @@ def _stride(n: int) -> int:
     return max(1, n // SAMPLE)
 
 
-def _inside(x: Tensor, k: Number) -> bool:
+def _inside(x: Tensor, k: Number, count: Tensor | None) -> bool:
     """Whether every row keeps some of its scores and drops others that are not -inf."""
     n = x.shape[-1]
+    if count is not None:
+        return bool(((count > k) & (k > 0)).all())
     low, high = (float(k.amin()) / n, float(k.amax()) / n) if isinstance(k, Tensor) else (k / n, k / n)
     # the guess meets -inf, or as good as surely does where it is all of the row beyond k
     seen = _stride(n) == 1 or high <= 0.5
@@ -39,38 +42,55 @@ def _inside(x: Tensor, k: Number) -> bool:
 
 
 def easy_mask(
-    x: Tensor, k: Number, tau: Number, mask: Tensor | None, curve: Curve
+    x: Tensor, k: Number, tau: Number, padded: bool, curve: Curve
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """What :func:`solve_mask` returns, where looking at the values spares work; None where it would not.
 
-    No mask hides padding then. Scores of -inf do no harm: those that the guess meets end it, the others take
-    no share of k.
+    Scores of -inf take no share of k. With ``padded`` the guess knows of them; otherwise those that it meets
+    end it.
     """
-    if mask is not None or x.numel() == 0 or not may_look(x):
+    if x.numel() == 0 or not may_look(x):
         return None
-    return quick(x, k, tau, curve) if _inside(x, k) else None
+    count = (x != -math.inf).sum(-1, True) if padded else None
+    return quick(x, k, tau, curve, count) if _inside(x, k, count) else None
 
 
-def quick(x: Tensor, k: Number, tau: Number, curve: Curve) -> tuple[Tensor, Tensor, Tensor] | None:
+def quick(
+    x: Tensor, k: Number, tau: Number, curve: Curve, count: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """Mask, centre and shift by Newton steps on the logarithm of the sum; None if they do not settle.
 
-    For eager CPU tensors without a mask, 0 < k < n. The last sum is taken in float64 and what it
-    lacks is spread to first order, so the mask sums to k as well as its dtype can say.
+    For eager CPU tensors, 0 < k < count, how many scores (... 1) are not -inf; None for all n. The last sum
+    is taken in float64 and what it lacks is spread to first order, so the mask sums to k as well as its
+    dtype can say.
     """
     sample = x[..., :: _stride(x.shape[-1])].contiguous()
+    share = k / x.shape[-1] if count is None else k / count.double()
     buffers = torch.empty_like(x), torch.empty_like(x)
     for guess in (_by_moments, _by_rank):
-        center = guess(sample, k / x.shape[-1], tau, curve)
+        center = guess(sample, share, tau, curve, count is not None)
         if (found := _newton(Easy(x, k, tau, curve, *buffers), center)) is not None:
             return found
     return None
 
 
-def _by_moments(sample: Tensor, share: Number, tau: Number, curve: Curve) -> Tensor:
+def _moments(sample: Tensor, padded: bool) -> tuple[Tensor, Tensor]:
+    """Mean and variance (... 1) of the scores, without padding of -inf."""
+    if not padded:
+        m = sample.shape[-1]
+        mean = sample.sum(-1, True).mul_(1 / m)
+        off = sample - mean
+    else:
+        gone = sample == -math.inf
+        m = sample.shape[-1] - gone.sum(-1, True)
+        mean = sample.masked_fill(gone, 0.0).sum(-1, True) / m
+        off = (sample - mean).masked_fill_(gone, 0.0)
+    return mean, torch.linalg.vector_norm(off, dim=-1, keepdim=True).square_().div_(m)
+
+
+def _by_moments(sample: Tensor, share: Number, tau: Number, curve: Curve, padded: bool) -> Tensor:
     """The threshold (... 1) if scores and curve together were normal."""
-    m = sample.shape[-1]
-    mean = sample.sum(-1, True).mul_(1 / m)
-    spread = torch.linalg.vector_norm(sample - mean, dim=-1, keepdim=True).square_().mul_(1 / m)
+    mean, spread = _moments(sample, padded)
     if isinstance(share, Tensor):
         quantile = torch.special.ndtri(share).to(sample.dtype)
     else:
@@ -79,17 +99,18 @@ def _by_moments(sample: Tensor, share: Number, tau: Number, curve: Curve) -> Ten
     return mean - spread if curve.mean == 0 else mean - spread - curve.mean * tau
 
 
-def _by_rank(sample: Tensor, share: Number, tau: Number, curve: Curve) -> Tensor:
+def _by_rank(sample: Tensor, share: Number, tau: Number, curve: Curve, padded: bool) -> Tensor:
     """The threshold (... 1) on the sample's own quantile: tails may be heavy."""
     m = sample.shape[-1]
     if isinstance(share, Tensor):
-        return ascending(sample).gather(-1, m - 1 - (share * m).long())
+        real = (sample != -math.inf).sum(-1, True) if padded else m
+        return ascending(sample).gather(-1, m - 1 - (share * real).long())
     kth = m - 1 - math.floor(share * m)
     return ascending(sample, kth)[..., kth : kth + 1]
 
 
 class Easy(NamedTuple):
-    """Rows of an eager CPU tensor without a mask, and room for their mask and its density."""
+    """Rows of an eager CPU tensor, and room for their mask and its density."""
 
     x: Tensor
     k: Number

@@ -19,9 +19,10 @@ import math
 import torch
 from torch import Tensor
 
+from tokenops.eager import may_look
 from tokenops.selectors.relaxations.balance import balance, balanced_shift, tails
 from tokenops.selectors.relaxations.curves import Curve
-from tokenops.selectors.relaxations.cut import Cut, Number, cut, may_look
+from tokenops.selectors.relaxations.cut import Cut, Number, cut
 
 SATURATED = 1e4
 """Distance from the threshold, in temperatures, beyond which every curve is flat."""
@@ -38,7 +39,7 @@ def solve(x: Tensor, k: Tensor, tau: Number, curve: Curve, same: float | None = 
     at = cut(x, k, tau, same)
     n, wide = x.shape[-1], x.dtype == torch.float64
     if curve.balanced:
-        return at, balanced_shift(tails(at), (k, n - k), curve, curve.points + wide + int(n > MANY))
+        return at, balanced_shift(tails(at), (k, n - k), curve, curve.points + wide + (n > MANY))
     return at, _bracketed(at, curve, _bracket(x, k, curve), 40 if wide else 24)
 
 

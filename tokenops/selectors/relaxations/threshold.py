@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from tokenops.eager import may_look, transformed
 from tokenops.selectors.relaxations.curves import Curve
-from tokenops.selectors.relaxations.cut import Number, finite, may_look, valid_tokens
+from tokenops.selectors.relaxations.cut import Number, finite
 from tokenops.selectors.relaxations.easy import easy_mask
 from tokenops.selectors.relaxations.solver import SATURATED, solve, spread_rest
 
@@ -19,17 +19,18 @@ def solve_mask(
     x: Tensor, k: Number, tau: Number, mask: Tensor | None, curve: Curve
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mask (... n), 0 at padding, and (... 1) centre and shift; shapes as in :class:`Threshold`."""
-    return easy_mask(x, k, tau, mask, curve) or _ranked_mask(x, k, tau, mask, curve)
+    padded = mask is not None
+    x = x if mask is None else x.masked_fill(~mask, -math.inf)
+    return easy_mask(x, k, tau, padded, curve) or _ranked_mask(x, k, tau, padded, curve)
 
 
 def _ranked_mask(
-    x: Tensor, k: Number, tau: Number, mask: Tensor | None, curve: Curve
+    x: Tensor, k: Number, tau: Number, padded: bool, curve: Curve
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The mask by ranking, for all rows there are."""
     n = x.shape[-1]
-    full = mask is None and may_look(x) and x.numel() > 0 and float(x.amin()) > -math.inf
-    valid = None if full else valid_tokens(x, mask)
-    x = x if mask is None else x.masked_fill(~mask, -math.inf)
+    full = not padded and may_look(x) and x.numel() > 0 and float(x.amin()) > -math.inf
+    valid = None if full else x != -math.inf
     same = None if isinstance(k, Tensor) else k
     k = k if isinstance(k, Tensor) else x.new_full((*x.shape[:-1], 1), k, dtype=torch.float64)
     # products of two shares of k must not underflow: below 1e-18 n in float32, k is rounded up
@@ -58,19 +59,13 @@ def threshold_mask(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:class:`Threshold` by the shortest way that serves the tensors; arguments and results as there."""
     arguments = x, k, tau, mask, curve
-    if not may_look(x) or _transformed():
+    if not may_look(x) or transformed():
         return Threshold.apply(*arguments)
     asked = any(isinstance(v, Tensor) and v.requires_grad for v in (x, k, tau))
     if asked and torch.is_grad_enabled():
         return Eager.apply(*arguments)
     with torch.no_grad():
         return solve_mask(*arguments)
-
-
-def _transformed() -> bool:
-    """Inside of a function transform or of forward-mode differentiation; True where torch does not say."""
-    functions = getattr(torch._C, "_are_functorch_transforms_active", None)
-    return functions is None or functions() or getattr(forward_ad, "_current_level", 0) >= 0
 
 
 class Threshold(torch.autograd.Function):
