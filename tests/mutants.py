@@ -77,8 +77,8 @@ MUTANTS = (
     Mutant(
         "padding taken for scores",
         f"{ENGINE}/threshold.py",
-        "not math.isfinite(float(mean.detach().sum()))",
-        "False",
+        "look and math.isfinite(float(mean.detach().sum()))",
+        "look",
     ),
     Mutant(
         "half-precision solve",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tokenops import TokenOpsError
 from tokenops.selectors.relaxations import (
@@ -403,6 +404,33 @@ def test_compiles_in_every_way() -> None:
     relaxation_gradients.compiles(soft_topk, every_way=True)
 
 
+@members
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_what_was_traced_serves_other_scores(member: str, masked: bool) -> None:
+    def soft(x: Tensor, mask: Tensor, k: Tensor) -> Tensor:
+        return soft_topk(x, k, method=CURVES[member], mask=mask if masked else None)
+
+    seen = torch.randn(3, 40), torch.rand(3, 40) < 0.8, torch.tensor([3.0, 4.0, 5.0])
+    other = torch.randn(3, 40) ** 3 * 50, torch.rand(3, 40) < 0.6, torch.tensor([4.0, 2.5, 9.0])
+    want = soft(*other)
+    for traced in (torch.jit.trace(soft, seen, check_trace=False), make_fx(soft)(*seen)):
+        assert_close(traced(*other), want, 1e-6)
+
+
+def test_padding_gets_no_gradient_in_a_row_with_a_nan() -> None:
+    x = torch.tensor([[math.nan, 1.0, 2.0, 0.0], [0.5, 1.0, 2.0, 0.0]], requires_grad=True)
+    mask = torch.tensor([True, True, True, False]).expand(2, 4)
+    for member in CURVES.values():
+        (eager,) = torch.autograd.grad((soft_topk(x, 1, method=member, mask=mask) * torch.arange(4)).sum(), x)
+        (traced,) = torch.func.vjp(lambda s, c=member: soft_topk(s, 1, method=c, mask=mask), x.detach())[1](
+            torch.arange(4.0).expand(2, 4)
+        )
+        for grad in (eager, traced):
+            assert (grad[:, 3] == 0).all()
+            assert grad[1].isfinite().all()
+
+
 @pytest.mark.slow
 @members
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -432,7 +460,7 @@ def test_many_scores_far_apart(gap: float) -> None:
     """Few tokens are in doubt, so rounding in a sum of thousands could move the threshold by much."""
     x = gap * (torch.randperm(16384).float() - 8192)[None]
     for k in (5461, 8192, 10922.3, 16364):
-        expected = soft_topk(x.double(), k, mask=torch.ones_like(x, dtype=torch.bool))
+        expected = bisected(x, torch.tensor([k], dtype=torch.float64), CURVES["sigmoid"])
         assert_close(soft_topk(x, k).double(), expected, 1e-6)
 
 

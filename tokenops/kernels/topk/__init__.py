@@ -14,8 +14,8 @@ from tokenops.shapes import Bool, Float, Int
 
 __all__ = ["hard_topk"]
 
-MANY = 2**14
-"""Scores from which numpy's partition is quicker than ``torch.topk`` on a CPU."""
+MANY, LONG = 2**14, 2**8
+"""Scores, and scores in a row, from which numpy's partition is quicker than ``torch.topk`` on a CPU."""
 
 
 @register("kernel")
@@ -72,6 +72,6 @@ def _last_kept(key: Tensor, k: int | Tensor) -> Tensor:
     n = key.shape[-1]
     if isinstance(k, Tensor):
         return ascending(key).gather(-1, (n - k).clamp(max=n - 1))
-    if key.numel() >= MANY and by_numpy(key):
+    if key.numel() >= MANY and n >= LONG and by_numpy(key):
         return ascending(key, n - k).narrow(-1, n - k, 1)
     return key.topk(k, -1, sorted=False).values.amin(-1, keepdim=True)

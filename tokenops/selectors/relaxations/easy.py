@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ def quick(
     for guess in (_by_moments, _by_rank):
         center = guess(sample, share, tau, curve, count is not None)
         if (found := _newton(Easy(x, k, tau, curve, *buffers), center)) is not None:
-            return found
+            return found or None
     return None
 
 
@@ -133,9 +133,10 @@ class Easy(NamedTuple):
         return p, self.v
 
 
-def _newton(rows: Easy, center: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+def _newton(rows: Easy, center: Tensor) -> tuple[Tensor, Tensor, Tensor] | Literal[False] | None:
     """Newton steps from a threshold, the last of them a move of the mask along its slope.
 
+    None if they do not settle; False if they do, but a sum of so many shares cannot tell where.
     ``center`` follows the threshold where it goes far: x - center is exact where it matters then.
     """
     k, curve = rows.k, rows.curve
@@ -143,7 +144,7 @@ def _newton(rows: Easy, center: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     first_order, near = FINE[center.dtype] * min(1.0, 0.5 / curve.steepness), NEAR / curve.steepness
     # a first-order step may not cross a kink: _settle goes on from here
     fine = first_order if curve.smooth else 1e-2
-    t, moved = None, 0.0
+    t, moved, before = None, 0.0, math.inf
     for _ in range(6):
         p, v = rows.at(center, t)
         total, slope = p.sum(-1, True), v.sum(-1, True)
@@ -152,11 +153,12 @@ def _newton(rows: Easy, center: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         if furthest < fine:
             doubt = float((total / slope).amax())  # what rounding of the sum does to the threshold, in eps
             if not doubt * torch.finfo(p.dtype).eps < first_order:
-                return None
+                return False
             return _finish(rows, center, t, p, v, slope, plain=doubt > 32)
-        if not furthest < math.inf:
+        # steps that settle shrink from the first on
+        if not furthest < before:
             return None
-        t, moved = step if t is None else t + step, moved + furthest
+        t, moved, before = step if t is None else t + step, moved + furthest, furthest
         if moved >= near:
             center, t, moved = center - t * rows.tau, None, 0.0
     return None

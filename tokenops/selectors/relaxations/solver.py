@@ -68,8 +68,7 @@ def _bracketed(at: Cut, curve: Curve, around: tuple[Tensor, Tensor], steps: int)
         # every third step halves the bracket, should Newton creep
         if may_look(t) and not bool((surplus.abs() > settled * (down + up)).any()):
             break
-        inside = (newton >= low) & (newton <= high) & (step % 3 < 2)
-        t = torch.where(inside, newton, middle)
+        t = middle if step % 3 == 2 else torch.where((newton >= low) & (newton <= high), newton, middle)
     return torch.where(surplus.isnan(), surplus, best)
 
 

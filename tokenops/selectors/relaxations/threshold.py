@@ -161,7 +161,8 @@ def _gradients(ctx: Any, g: Tensor, look: bool) -> tuple[Tensor | None, ...]:
     total = v.sum(-1, True)
     weighed = v * g
     mean = weighed.sum(-1, True) / total
-    if not look or not math.isfinite(float(mean.detach().sum())):
+    safe = look and math.isfinite(float(mean.detach().sum()))
+    if not safe:
         # what is padding, or 0 or 1 for good, may hand back NaN or infinity
         g, total = torch.where(v > 0, g, 0.0), total.clamp(min=torch.finfo(v.dtype).tiny)
         mean = (v * g).sum(-1, True) / total
@@ -170,6 +171,8 @@ def _gradients(ctx: Any, g: Tensor, look: bool) -> tuple[Tensor | None, ...]:
         dx, dtau = torch.sub(g, mean, out=weighed).mul_(v), None
     else:
         dx, dtau = v * (g - mean), None
+    # the mean is NaN in a row with a NaN
+    dx = dx if safe else torch.where(v == 0, 0.0, dx)
     if rest:
         x, tau = rest
         dx = dx / tau
