@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenops import TokenOpsError
-from tokenops.selectors.relaxations import soft_topk
+from tokenops.selectors.relaxations import easy, soft_topk
 from tokenops.selectors.relaxations.balance import sides, tails
 from tokenops.selectors.relaxations.sigmoid import LOGISTIC
 from tokenops.selectors.relaxations.solver import solve
@@ -111,13 +111,15 @@ def test_temperature_limits() -> None:
 
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("k", [0, 1.5, 3])
-def test_rows_without_a_temperature_are_nan(k: float, hard: bool) -> None:
+def test_rows_without_a_temperature_are_nan(k: float, hard: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a row of NaN has the others ranked, so the row alone is to be ranked as well
+    monkeypatch.setattr(easy, "quick", lambda *_: None)
     x = torch.randn(4, 3, requires_grad=True)
     mask = torch.tensor([[True, True, False]] * 4)
     tau = torch.tensor([0.0, 1.0, -2.0, math.nan])
     p = soft_topk(x, k, temperature=tau, mask=mask, hard=hard)
     assert p[[0, 2, 3]][:, :2].isnan().all()
-    assert_close(p[1], soft_topk(x[1], k, mask=mask[1], hard=hard), 1e-6)
+    assert_close(p[1], soft_topk(x[1], k, mask=mask[1], hard=hard), 0)
     assert not p[:, 2].any()
     (grad,) = torch.autograd.grad((p * torch.arange(3)).sum(), x)
     assert grad[1].isfinite().all()

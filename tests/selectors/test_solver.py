@@ -94,9 +94,17 @@ def test_many_equal_scores_at_the_cut(member: str, dtype: torch.dtype, most: flo
 
 
 @pytest.mark.parametrize("member", ["sigmoid", "laplace"])
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 6e-5), (torch.float64, 1e-9)])
-def test_groups_of_equal_scores(member: str, dtype: torch.dtype, most: float) -> None:
-    """Few levels, each held by one score or by thousands, far apart or close; often k is one's size."""
+@pytest.mark.parametrize(
+    ("dtype", "edge", "most"),
+    [
+        (torch.float32, False, 2e-5),
+        (torch.float32, True, 6e-5),
+        (torch.float64, False, 1e-9),
+        (torch.float64, True, 1e-9),
+    ],
+)
+def test_groups_of_equal_scores(member: str, dtype: torch.dtype, edge: bool, most: float) -> None:
+    """Few levels, each held by one score or by thousands, far apart or close; ``edge``: k is one's size."""
 
     def law(draw: Draw) -> None:
         count = draw.integer(2, 6)
@@ -104,8 +112,10 @@ def test_groups_of_equal_scores(member: str, dtype: torch.dtype, most: float) ->
         groups = [torch.full((int(10 ** draw.number(0, 4)),), v, dtype=dtype) for v in levels]
         x = torch.cat(groups)[None]
         n = x.shape[-1]
-        edge = max(len(groups[-1]) + draw.integer(-1, 1), 1)
-        k = draw.choice(draw.integer(1, n), edge, n - len(groups[0]), draw.number(0.001, 1) * n)
+        if edge:
+            k = draw.choice(max(len(groups[-1]) + draw.integer(-1, 1), 1), n - len(groups[0]))
+        else:
+            k = draw.choice(draw.integer(1, n), n - draw.integer(1, n), draw.number(0.001, 1) * n)
         valid = torch.ones_like(x, dtype=torch.bool)
         mask, nu = soft_topk_threshold(x, k, method=member, mask=valid)
         assert log_balance(x, k, nu, method=member).abs() < most

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -122,24 +122,42 @@ CLOSED: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
-@members
-@families
-def test_algorithms_agree(member: str, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    curve = CURVES[member]
-    used = []
+Ways = Callable[[], Iterator[None]]
+
+
+@pytest.fixture
+def used() -> list[Any]:
+    """What the quick way found, call by call."""
+    return []
+
+
+@pytest.fixture
+def either_way(used: list[Any], monkeypatch: pytest.MonkeyPatch) -> Ways:
+    """Twice the rest of a loop: with the quick way first, and by ranking alone."""
 
     def watched(*arguments: Any) -> Any:
         used.append(found := quick(*arguments))
         return found
 
+    def ways() -> Iterator[None]:
+        for way in (watched, lambda *_: None):
+            monkeypatch.setattr(easy, "quick", way)
+            yield
+
     quick = easy.quick
+    return ways
+
+
+@members
+@families
+def test_algorithms_agree(member: str, family: str, either_way: Ways, used: list[Any]) -> None:
+    curve = CURVES[member]
     for n in (2, 5, 40, 257):
         x, k = scores_of(family, 6, n), counts(6, n, seed=n)
         exact = bisected(x, k, curve)
         solved = (exact.sum(-1) - k).abs() < 1e-9 * n
         assert solved.sum() >= 5
-        for path in (watched, lambda *_: None):
-            monkeypatch.setattr(easy, "quick", path)
+        for _ in either_way():
             assert_close(soft_topk(x, k, method=curve)[solved].double(), exact[solved], 1e-6)
             assert_close(soft_topk(x.double(), k, method=curve)[solved], exact[solved], 1e-11)
             each = torch.stack(
@@ -153,16 +171,10 @@ def test_algorithms_agree(member: str, family: str, monkeypatch: pytest.MonkeyPa
 @members
 @families
 def test_padding_changes_nothing_either_way(
-    member: str, family: str, monkeypatch: pytest.MonkeyPatch
+    member: str, family: str, either_way: Ways, used: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows spread over wider ones of junk, each with a count of its own."""
-    curve, used = CURVES[member], []
-
-    def watched(*arguments: Any) -> Any:
-        used.append(found := quick(*arguments))
-        return found
-
-    quick = easy.quick
+    curve = CURVES[member]
     for n in (2, 5, 40, 3000):
         x, k = scores_of(family, 6, n), counts(6, n, seed=n)
         g = torch.Generator().manual_seed(n)
@@ -172,8 +184,7 @@ def test_padding_changes_nothing_either_way(
         wide = junk[torch.randint(4, mask.shape, generator=g)].scatter(1, slots, x)
         monkeypatch.setattr(easy, "quick", lambda *_: None)
         alone = soft_topk(x.double(), k, method=curve)
-        for path in (watched, lambda *_: None):
-            monkeypatch.setattr(easy, "quick", path)
+        for _ in either_way():
             got = soft_topk(wide, k, method=curve, mask=mask)
             assert_close(got.gather(1, slots).double(), alone, 1e-6)
             assert (got[~mask] == 0).all()

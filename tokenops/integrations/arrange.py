@@ -26,7 +26,7 @@ def by_crop(tower: Any, cls: bool, units: Sequence[Unit], reads: Sequence[Tensor
     for unit, own in zip(units, rows.split(crops), strict=True):
         # the CLS token may be a visual token itself
         own = own[:, 1:] if cls and not bool((unit.grid[:, 1] < 0).any()) else own
-        out.append(own.flatten(0, 1)[unit.patch[unit.patch >= 0].to(own.device)])
+        out.append(own.flatten(0, 1)[unit.numbers.to(own.device)])
     return out
 
 

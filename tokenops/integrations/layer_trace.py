@@ -31,8 +31,7 @@ def layer_traces(
         for number, p in enumerate(placed):
             stays, candidates = _patches(mask, p), there[number]
             scores = _scores(routing, chosen, number)
-            patch, positions = p.unit.patch.cpu(), p.patches.cpu()[stays]
-            patch = patch[patch >= 0]
+            patch, positions = p.unit.numbers.cpu(), p.patches.cpu()[stays]
             out.append(
                 Trace(
                     stage="layers",

@@ -44,6 +44,11 @@ class Unit:
         """Patches, the tokens a selector chooses from."""
         return self.grid.shape[0]
 
+    @property
+    def numbers(self) -> Tensor:
+        """(n) long, the number of every patch in placeholder order."""
+        return self.patch[self.patch >= 0]
+
 
 _CLS = torch.tensor([[0, -1, -1]])
 Layout = Callable[[Any, Mapping[str, Any], Sequence[Tensor], str], list[Unit]]

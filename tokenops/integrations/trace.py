@@ -50,7 +50,7 @@ class Trace:
 
     @property
     def n(self) -> int:
-        """Visual tokens there were."""
+        """Candidates."""
         return self.candidates.shape[0]
 
     @property

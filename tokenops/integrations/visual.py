@@ -184,8 +184,7 @@ def traces(place_name: str, decision: Decision) -> tuple[Trace, ...]:
         for p in group:
             here = slice(start, start + p.unit.n)
             stays = kept[i, here].cpu()
-            patch = p.unit.patch.cpu()
-            patch = patch[patch >= 0]
+            patch = p.unit.numbers.cpu()
             scores = None if decision.chosen.scores is None else decision.chosen.scores[i, here].detach()
             out.append(
                 Trace(

@@ -67,7 +67,7 @@ def _of_images(
                 index=index,
                 grid=grid[index],
                 positions=index + call.prefix,
-                scores=None if scores is None else scores[row].detach()[before.to(scores.device)],
+                scores=None if scores is None else scores[row].detach()[before],
                 mass=torch.ones(len(index)) if mass is None else mass[row].detach().cpu()[kept],
             )
         )

@@ -68,7 +68,7 @@ def by_numpy(scores: Tensor) -> bool:
     return torch.compiler.is_compiling() or not transformed()
 
 
-def _by_numpy(rows: Tensor, kth: int | None) -> None:
+def _reorder(rows: Tensor, kth: int | None) -> None:
     x = rows.numpy()
     x.sort(axis=-1) if kth is None else x.partition(kth, axis=-1)
 
@@ -76,7 +76,7 @@ def _by_numpy(rows: Tensor, kth: int | None) -> None:
 # in place: where to hold the rows is left to torch, whose buffers cost less than numpy's
 _LIBRARY = torch.library.Library("tokenops", "FRAGMENT")
 _LIBRARY.define("order_(Tensor(a!) rows, SymInt? kth) -> ()")
-_LIBRARY.impl("order_", _by_numpy, "CPU")
+_LIBRARY.impl("order_", _reorder, "CPU")
 _order = torch.ops.tokenops.order_.default
 
 

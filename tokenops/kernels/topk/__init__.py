@@ -62,8 +62,10 @@ def hard_topk(
         key = key.masked_fill(~mask, -math.inf)
     k = k.long().clamp(0, n).expand(*scores.shape[:-1], 1) if isinstance(k, Tensor) else min(k, n)
     last = _last_kept(key, k)
-    # in a row of fewer valid tokens than k, padding ties with the lowest of them
-    above, tied = key > last, key == last if mask is None else (key == last) & mask
+    above, tied = key > last, key == last
+    if mask is not None:
+        # in a row of fewer valid tokens than k, padding ties with the lowest of them
+        tied = tied & mask
     return above | (tied & (tied.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
 
 

@@ -13,7 +13,7 @@ from tokenops.kernels.order import ascending
 Number = float | Tensor
 
 
-def valid_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
+def valid_tokens(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """True where a score counts: not padding, and not -inf, which is padding too."""
     return x != -math.inf if mask is None else (x != -math.inf) & mask
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenops.eager import may_look
 from tokenops.kernels.order import ascending
 from tokenops.selectors.relaxations.curves import Curve
-from tokenops.selectors.relaxations.cut import Number
+from tokenops.selectors.relaxations.cut import Number, valid_tokens
 from tokenops.selectors.relaxations.solver import spread_rest
 
 SAMPLE = 2048
@@ -51,7 +51,7 @@ def easy_mask(
     """
     if x.numel() == 0 or not may_look(x):
         return None
-    count = (x != -math.inf).sum(-1, True) if padded else None
+    count = valid_tokens(x).sum(-1, True) if padded else None
     return quick(x, k, tau, curve, count) if _inside(x, k, count) else None
 
 
@@ -103,7 +103,7 @@ def _by_rank(sample: Tensor, share: Number, tau: Number, curve: Curve, padded: b
     """The threshold (... 1) on the sample's own quantile: tails may be heavy."""
     m = sample.shape[-1]
     if isinstance(share, Tensor):
-        real = (sample != -math.inf).sum(-1, True) if padded else m
+        real = valid_tokens(sample).sum(-1, True) if padded else m
         return ascending(sample).gather(-1, m - 1 - (share * real).long())
     kth = m - 1 - math.floor(share * m)
     return ascending(sample, kth)[..., kth : kth + 1]

@@ -22,7 +22,7 @@ from torch import Tensor
 from tokenops.eager import may_look
 from tokenops.selectors.relaxations.balance import balance, balanced_shift, tails
 from tokenops.selectors.relaxations.curves import Curve
-from tokenops.selectors.relaxations.cut import Cut, Number, cut
+from tokenops.selectors.relaxations.cut import Cut, Number, cut, valid_tokens
 
 SATURATED = 1e4
 """Distance from the threshold, in temperatures, beyond which every curve is flat."""
@@ -47,7 +47,7 @@ def _bracket(x: Tensor, k: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
     """Shifts (... 1) that enclose the solution of every row but for half a gap."""
     whole = k.floor()
     # at most ceil(k) scores lie above the lower of the two around the cut, at least that many above the other
-    others = ((x != -math.inf).sum(-1, True) + 1 - k.ceil()).clamp(min=1)
+    others = (valid_tokens(x).sum(-1, True) + 1 - k.ceil()).clamp(min=1)
     least = torch.where(k > whole, k - whole, 1.0) / others
     return curve.quantile(least).to(x.dtype), curve.quantile(k / (whole + 1)).to(x.dtype)
 

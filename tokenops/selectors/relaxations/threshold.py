@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenops.eager import may_look, transformed
 from tokenops.selectors.relaxations.curves import Curve
-from tokenops.selectors.relaxations.cut import Number, finite
+from tokenops.selectors.relaxations.cut import Number, finite, valid_tokens
 from tokenops.selectors.relaxations.easy import easy_mask
 from tokenops.selectors.relaxations.solver import SATURATED, solve, spread_rest
 
@@ -30,7 +30,7 @@ def _ranked_mask(
     """The mask by ranking, for all rows there are."""
     n = x.shape[-1]
     full = not padded and may_look(x) and x.numel() > 0 and float(x.amin()) > -math.inf
-    valid = None if full else x != -math.inf
+    valid = None if full else valid_tokens(x)
     same = None if isinstance(k, Tensor) else k
     k = k if isinstance(k, Tensor) else x.new_full((*x.shape[:-1], 1), k, dtype=torch.float64)
     # products of two shares of k must not underflow: below 1e-18 n in float32, k is rounded up
